@@ -1,0 +1,1 @@
+"""The network: configuration, presets, rotary embeddings, and the Llama module."""

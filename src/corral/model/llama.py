@@ -1,0 +1,146 @@
+"""The Llama network (Touvron et al., 2023, arXiv:2302.13971; Grattafiori et al., 2024, arXiv:2407.21783).
+
+There is no batch dimension and no padding: the tokens of all sequences lie in one flat row of T, with a
+position each, and `attend` decides which of them see each other. Parameter names are those of Hugging
+Face's checkpoints.
+
+Letters in shapes: T tokens, D hidden_size, H attention heads, K key-value heads, E head_dim, F
+intermediate_size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from corral.model.attention import Attend
+from corral.model.config import LlamaConfig
+from corral.model.rope import inverse_frequencies, rotate, rotation
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalization (Zhang and Sennrich, 2019, arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.float()
+        scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: each of K key-value heads serves H / K query heads."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, H, E]
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, K, E]
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, K, E]
+        mixed = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [T, H, E]
+        output: Tensor = self.o_proj(mixed.flatten(1))  # [T, D]
+        return output
+
+
+class MLP(nn.Module):
+    """The gated feed-forward network (SwiGLU; Shazeer, 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, F] -> [T, D]
+        return output
+
+
+class Layer(nn.Module):
+    """One transformer layer, with the normalization before each half."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        output: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return output
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final normalization; the `model.` of Hugging Face's weight names."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """A Llama-architecture language model.
+
+    `context_length` is the longest context it will be run with; only "dynamic" rope scaling depends on it.
+    """
+
+    def __init__(self, config: LlamaConfig, context_length: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        with torch.device("cpu"):  # real numbers even when the weights are on the meta device
+            frequencies = inverse_frequencies(config, context_length)
+        self.register_buffer("inverse_frequencies", frequencies, persistent=False)
+        self.inverse_frequencies: Tensor
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [T, D], normalized for the head, of tokens [T] at positions [T]."""
+        cos, sin = rotation(self.inverse_frequencies, positions)
+        x: Tensor = self.model.embed_tokens(tokens)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, attend)
+        hidden: Tensor = self.model.norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token [rows, vocab_size] for the hidden states [rows, D] that are needed."""
+        scores: Tensor = self.lm_head(hidden)
+        return scores
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        return self.model.embed_tokens.weight.dtype
+
+    @classmethod
+    def on_meta(cls, config: LlamaConfig, context_length: int | None = None) -> Llama:
+        """The network without weights: shapes only, no memory."""
+        with torch.device("meta"):
+            return cls(config, context_length)
