@@ -6,12 +6,16 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.llama import Llama
 from corral.model.presets import DEFAULT_MODEL
 from corral.text.tokenizer import Tokenizer
 from tests.random_models import random_model
+
+settings.register_profile("corral", deadline=None)  # a slow machine is not a failure
+settings.load_profile("corral")
 
 
 @pytest.fixture(scope="session")

@@ -12,37 +12,7 @@ import torch
 from corral.engine.generate import KVCache
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
-
-_META_NAMES = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "model.embed_tokens": "tok_embeddings",
-    "model.layers": "layers",
-    "model.norm": "norm",
-    "lm_head": "output",
-}
-
-
-def meta_state_dict(model: Llama) -> dict[str, torch.Tensor]:
-    """The model's weights under Meta's names and in Meta's order of rotary dimensions."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
-        projection = name.split(".")[-2]
-        if projection in heads:
-            halves = tensor.reshape(heads[projection], 2, -1, tensor.shape[1])
-            tensor = halves.transpose(1, 2).reshape(tensor.shape)
-        for ours, theirs in _META_NAMES.items():
-            name = name.replace(ours, theirs)
-        state[name] = tensor
-    return state
+from tests.checkpoints.writers import meta_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_gradients_reach_every_weight() -> None:
     model = random_model(SMALL).requires_grad_(True)
     tokens = torch.arange(20)
     hidden = model(tokens, torch.arange(20), PackedCausal([0, 12, 20]))
-    torch.nn.functional.cross_entropy(model.logits(hidden), tokens.roll(-1)).backward()
+    torch.autograd.backward(torch.nn.functional.cross_entropy(model.logits(hidden), tokens.roll(-1)))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name

@@ -36,6 +36,8 @@ class PackedCausal:
         self.bounds = tuple(bounds)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if len(self.bounds) == 2:
+            return causal_attention(q, k, v)  # one document: nothing to join
         documents = [slice(start, end) for start, end in pairwise(self.bounds)]
         return torch.cat([causal_attention(q[d], k[d], v[d]) for d in documents])
 

@@ -1,0 +1,1 @@
+"""Requests to tokens: sampling and the generation loop."""
