@@ -1,0 +1,1 @@
+"""Files to tensors and back: resolving names, reading and writing checkpoints."""

@@ -1,0 +1,212 @@
+"""Reads GGUF files of the llama architecture: config, tokenizer, template and tensors, all from one file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as GgmlType
+from torch import Tensor
+
+from corral.checkpoints.checkpoint import ChatTemplate, GenerationConfig
+from corral.checkpoints.gguf_file import GgufFile, GgufTensor
+from corral.errors import CheckpointError
+from corral.model.config import LlamaConfig, RopeScaling
+from corral.model.rope import interleaved_to_halves, inverse_frequencies
+from corral.text.tokenizer import Tokenizer
+
+_PLAIN = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
+_ROPE_FACTORS = "rope_freqs.weight"
+_DEQUANTIZED_AT_ONCE = 1 << 24  # elements: bounds the temporaries that dequantizing needs
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+
+class GgufCheckpoint:
+    """A GGUF file, or the first of a split one."""
+
+    format = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = [GgufFile(part) for part in _parts(path)]
+        self.metadata = self._files[0].metadata
+        self.family: str | None = None
+        self._where = {t.name: (file, t) for file in self._files for t in file.tensors.values()}
+        for file, tensor in self._where.values():
+            _check_whole(file, tensor)
+        self.config = self._read_config()
+        self.chat_template: ChatTemplate | None = self.metadata.get("tokenizer.chat_template")
+        self.generation = GenerationConfig(eos_token_ids=self.config.eos_token_ids)
+
+    @property
+    def storage(self) -> dict[str, int]:
+        return dict(Counter(GgmlType(tensor.type).name for _, tensor in self._where.values()))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, (file, tensor) in self._where.items():
+            if name != _ROPE_FACTORS:
+                yield _hf_name(name, file.path), self._undo_permutation(name, _read_tensor(file, tensor))
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.metadata)
+
+    def _undo_permutation(self, name: str, tensor: Tensor) -> Tensor:
+        """GGUF pairs neighbouring dimensions in rotary embeddings, as Meta does."""
+        if ".attn_q." in name:
+            return interleaved_to_halves(tensor, self.config.num_attention_heads)
+        if ".attn_k." in name:
+            return interleaved_to_halves(tensor, self.config.num_key_value_heads)
+        return tensor
+
+    def _field(self, name: str, default: Any = None) -> Any:
+        value = self.metadata.get(f"llama.{name}", default)
+        if value is None:
+            raise CheckpointError(f"{self.path} has no llama.{name} in its metadata")
+        return value
+
+    def _read_config(self) -> LlamaConfig:
+        architecture = self.metadata.get("general.architecture")
+        if architecture != "llama":
+            raise CheckpointError(
+                f"{self.path} holds a {architecture!r} model; Corral runs the llama architecture"
+            )
+        if "token_embd.weight" not in self._where:
+            raise CheckpointError(f"{self.path} holds no token_embd.weight")
+        heads = self._field("attention.head_count")
+        hidden_size = self._field("embedding_length")
+        eos = [self.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+        config = LlamaConfig(
+            vocab_size=self._where["token_embd.weight"][1].shape[0],
+            hidden_size=hidden_size,
+            intermediate_size=self._field("feed_forward_length"),
+            num_hidden_layers=self._field("block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=self._field("attention.head_count_kv", heads),
+            head_dim=self._field("attention.key_length", hidden_size // heads),
+            max_position_embeddings=self._field("context_length"),
+            rms_norm_eps=self._field("attention.layer_norm_rms_epsilon"),
+            rope_theta=self._field("rope.freq_base", 10000.0),
+            tie_word_embeddings="output.weight" not in self._where,
+            attention_bias="blk.0.attn_q.bias" in self._where,
+            mlp_bias="blk.0.ffn_up.bias" in self._where,
+            bos_token_id=self.metadata.get("tokenizer.ggml.bos_token_id"),
+            eos_token_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
+            pad_token_id=self.metadata.get("tokenizer.ggml.padding_token_id"),
+            dtype=self._dtype(),
+        )
+        return LlamaConfig(**{**vars(config), "rope_scaling": self._read_rope_scaling(config)})
+
+    def _dtype(self) -> str:
+        """The type of unquantized matrices; quantized files become bfloat16 unless another is asked for."""
+        plain = _PLAIN.get(GgmlType(self._where["blk.0.attn_q.weight"][1].type), torch.bfloat16)
+        return str(plain).removeprefix("torch.")
+
+    def _read_rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
+        if _ROPE_FACTORS in self._where:
+            factors = _read_tensor(*self._where[_ROPE_FACTORS])
+            return _llama3_scaling(config, factors, self.path)
+        kind = self.metadata.get("llama.rope.scaling.type", "none")
+        factor = self.metadata.get(
+            "llama.rope.scaling.factor", self.metadata.get("llama.rope.scale_linear", 1.0)
+        )
+        if kind == "none" or (kind == "linear" and factor == 1.0):
+            return None
+        if kind != "linear":
+            raise CheckpointError(
+                f"{self.path}: llama.rope.scaling.type is {kind!r}; Corral knows none and linear"
+            )
+        return RopeScaling("linear", float(factor))
+
+
+def _llama3_scaling(config: LlamaConfig, factors: Tensor, path: Path) -> RopeScaling:
+    """GGUF stores Llama 3.1's scaling as one divisor per frequency; this finds the rule that gives them."""
+    scaling = RopeScaling("llama3", float(factors.max()))
+    plain = inverse_frequencies(config)
+    scaled = inverse_frequencies(LlamaConfig(**{**vars(config), "rope_scaling": scaling}))
+    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors, rtol=1e-4):
+        raise CheckpointError(f"{path}: {_ROPE_FACTORS} follows no rope scaling that Corral knows")
+    return scaling
+
+
+def _parts(path: Path) -> list[Path]:
+    match = _SPLIT.search(path.name)
+    if match is None:
+        return [path]
+    count, stem = int(match[1]), path.name[: match.start()]
+    parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise CheckpointError(f"{part} is missing; {path.name} is one of {count} parts")
+    return parts
+
+
+def _hf_name(name: str, path: Path) -> str:
+    stem, _, kind = name.rpartition(".")
+    if stem in _NAMES:
+        return f"{_NAMES[stem]}.{kind}"
+    match = _LAYER.fullmatch(name)
+    if match is None or match[2] not in _LAYER_NAMES:
+        raise CheckpointError(f"{path} holds {name}, which no Llama model has")
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+
+
+def _num_bytes(tensor: GgufTensor, path: Path) -> int:
+    try:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[GgmlType(tensor.type)]
+    except ValueError:
+        raise CheckpointError(f"{path}: {tensor.name} has the unknown type {tensor.type}") from None
+    if tensor.shape[-1] % block:
+        raise CheckpointError(f"{path}: the rows of {tensor.name} are no multiple of its block of {block}")
+    return int(np.prod(tensor.shape, dtype=np.int64)) // int(block) * int(block_bytes)
+
+
+def _check_whole(file: GgufFile, tensor: GgufTensor) -> None:
+    if tensor.offset + _num_bytes(tensor, file.path) > len(file.data):
+        raise CheckpointError(f"{file.path} is truncated: {tensor.name} is not whole; download it again")
+
+
+def _read_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
+    """One tensor: plain types as they are (no copy), quantized ones as float32."""
+    kind = GgmlType(tensor.type)
+    count = _num_bytes(tensor, file.path)
+    raw = np.frombuffer(file.data, dtype=np.uint8, count=count, offset=tensor.offset)
+    if kind in _PLAIN:
+        values = torch.frombuffer(
+            file.data, dtype=_PLAIN[kind], count=count // _PLAIN[kind].itemsize, offset=tensor.offset
+        )
+        return values.reshape(tensor.shape)
+    rows = raw.reshape(-1, count // int(np.prod(tensor.shape[:-1], dtype=np.int64)))
+    output = np.empty((rows.shape[0], tensor.shape[-1]), dtype=np.float32)
+    step = max(1, _DEQUANTIZED_AT_ONCE // tensor.shape[-1])
+    try:
+        for start in range(0, len(rows), step):
+            output[start : start + step] = gguf.quants.dequantize(rows[start : start + step], kind)
+    except NotImplementedError:
+        raise CheckpointError(
+            f"{file.path}: {tensor.name} is {kind.name}, which cannot be dequantized"
+        ) from None
+    return torch.from_numpy(output).reshape(tensor.shape)

@@ -1,0 +1,74 @@
+"""Puts a checkpoint's tensors into the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from corral.checkpoints.checkpoint import Checkpoint
+from corral.errors import CheckpointError
+from corral.model.llama import Llama
+
+_IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry along
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    context_length: int | None = None,
+) -> Llama:
+    """The network with the checkpoint's weights, ready to run.
+
+    The network is built without memory and takes each tensor as it is read; a tensor that is already of the
+    wanted type and on the wanted device is not copied. `dtype` defaults to the checkpoint's.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of the wrong shape; the message names it.
+    """
+    config = checkpoint.config
+    wanted = dtype or getattr(torch, config.dtype)
+    model = Llama.on_meta(config, context_length)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    missing = set(shapes)
+    converted: dict[str, Tensor] | None = None
+    for name, tensor in checkpoint.tensors():
+        if name.endswith(_IGNORED) or (name == "lm_head.weight" and config.tie_word_embeddings):
+            continue
+        _check(name, tensor, shapes, checkpoint)
+        missing.discard(name)
+        if tensor.dtype == wanted and tensor.device == torch.device(device):
+            _assign(model, name, tensor)
+            continue
+        if converted is None:
+            # All at once, before the temporaries: taken between them, they would leave holes in the heap
+            # that come to half the model.
+            converted = {n: torch.empty(shape, dtype=wanted, device=device) for n, shape in shapes.items()}
+        _assign(model, name, converted.pop(name).copy_(tensor))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} of the model's tensors, among them {min(missing)}"
+        )
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.inverse_frequencies = model.inverse_frequencies.to(device)
+    return model.requires_grad_(False).eval()
+
+
+def _check(name: str, tensor: Tensor, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
+    if name not in shapes:
+        raise CheckpointError(f"{checkpoint.path} holds {name}, which this model has no place for")
+    if tensor.shape != shapes[name]:
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} has shape {list(tensor.shape)}; "
+            f"the configuration asks for {list(shapes[name])}"
+        )
+
+
+def _assign(model: Llama, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
