@@ -44,7 +44,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_model(name: str, report: Report = silent) -> Checkpoint:
-    """Resolves a name, fetching the model if need be, and opens it; its short name tells its prompt family."""
+    """Resolves a model's name, fetching the model if need be, and opens it.
+
+    The name of a published model tells its prompt family, which its files may not.
+    """
     from corral.checkpoints.names import find_local, parse_hub_name
     from corral.checkpoints.resolve import resolve
 
