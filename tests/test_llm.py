@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from corral import LLM, Message, SamplingParams
 from corral.errors import RenderError, RequestError
+from corral.llm import Prompt
 from corral.text.rendered import RenderOptions
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
@@ -38,7 +40,7 @@ def test_the_pieces_of_a_stream_make_the_whole(llm: LLM) -> None:
 
 
 def test_several_prompts_give_as_many_outputs(llm: LLM) -> None:
-    prompts = ["The capital of Italy is", llm.tokenizer.encode("2 + 2 =")]
+    prompts: list[Prompt] = ["The capital of Italy is", llm.tokenizer.encode("2 + 2 =")]
     both = llm.generate(prompts, replace(GREEDY, max_tokens=4))
     assert "Rome" in both[0].outputs[0].text
     assert both[0].outputs[0].finish_reason == "length"
@@ -56,7 +58,7 @@ def test_the_makers_defaults_are_used(llm: LLM, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_answer_can_be_begun_for_the_model(llm: LLM) -> None:
-    begun = [*QUESTION, Message("assistant", "The capital of France is")]
+    begun: list[Message | Mapping[str, str]] = [*QUESTION, Message("assistant", "The capital of France is")]
     options = RenderOptions(add_generation_prompt=False, continue_final_message=True)
     (result,) = llm.chat(begun, GREEDY, options=options)
     assert result.outputs[0].text.startswith(" Paris")

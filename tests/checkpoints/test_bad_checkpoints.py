@@ -130,7 +130,10 @@ META: dict[str, tuple[Damage, str]] = {
     ),
     "half a shard": (truncate("consolidated.01.pth", 0.5), r"consolidated\.01\.pth is truncated"),
     "an empty shard": (truncate("consolidated.01.pth", 0), r"consolidated\.01\.pth is truncated"),
-    "a missing shard": (lambda d: (d / "consolidated.01.pth").unlink(), "has shape"),
+    "a missing shard": (
+        lambda d: (d / "consolidated.01.pth").unlink(),
+        r"holds 1 consolidated\.\*\.pth files, but the model has 2",
+    ),
     "a shard with code": (
         lambda d: (d / "consolidated.01.pth").write_bytes(pickle.dumps({"norm.weight": Trap()})),
         r"consolidated\.01\.pth",
@@ -225,7 +228,7 @@ def test_what_is_no_checkpoint_at_all_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "does not exist")
     for name in ("a.gguf", "b.gguf"):
         write_gguf(MODEL, tmp_path / name, gguf.GGMLQuantizationType.F16)
-    refused(tmp_path, r"holds several GGUF files; name one of a\.gguf, b\.gguf")
+    refused(tmp_path, r"holds 2 GGUF files: name one of a\.gguf, b\.gguf")
 
 
 def test_a_part_of_a_split_gguf_that_is_missing_is_named(tmp_path: Path) -> None:

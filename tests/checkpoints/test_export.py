@@ -6,18 +6,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from corral.checkpoints.checkpoint import GenerationConfig as Sampling
 from corral.checkpoints.hf_writer import export_hf
 from corral.checkpoints.load import load_model
 from corral.checkpoints.source import open_checkpoint
-from corral.errors import CheckpointError
+from corral.errors import CheckpointError, RenderError, TokenizerError
 from corral.model.attention import PackedCausal
 from corral.model.config import LlamaConfig, RopeScaling
+from corral.text.families import FAMILIES
+from corral.text.llama3 import Llama3Renderer
+from corral.text.prompt_format import choose_renderer
 from tests.checkpoints.writers import write_meta
 from tests.random_models import random_model
 
@@ -35,6 +40,24 @@ SMALL_LLAMA_3_1 = LlamaConfig(
     rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
     dtype="float32",
 )
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich"}}}
+DIALOG: list[dict[str, Any]] = [
+    {"role": "system", "content": " You are terse.\n"},
+    {"role": "user", "content": "How is the weather?\n"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": '{"celsius": 25}', "tool_call_id": "c1"},
+    {"role": "assistant", "content": "25 °C."},
+    {"role": "user", "content": "And tomorrow?"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +86,54 @@ def test_transformers_reads_an_exported_meta_checkpoint(meta_folder: Path, tmp_p
     torch.testing.assert_close(ours.logits(hidden), expected, atol=2e-5, rtol=0)
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert generation.eos_token_id == [128001, 128008, 128009]
+
+
+def test_transformers_chats_with_an_exported_meta_checkpoint(meta_folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(meta_folder)
+    assert (checkpoint.chat_template, checkpoint.family) == (None, "llama-3.1")
+    export_hf(checkpoint, tmp_path / "out")
+    oracle = AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = oracle.apply_chat_template(DIALOG, tools=[TOOL], add_generation_prompt=True).input_ids
+    ours = Llama3Renderer(checkpoint.tokenizer(), "llama-3.1").render(DIALOG, [TOOL])
+    assert tuple(theirs) == ours.tokens
+    assert oracle.eos_token == "<|eot_id|>"
+    again = open_checkpoint(tmp_path / "out")
+    assert set(again.generation.eos_token_ids) == ours.stop_ids
+    renderer = choose_renderer(again.tokenizer(), chat_template=again.chat_template, family=None)
+    assert isinstance(renderer, Llama3Renderer)
+    assert renderer.render(DIALOG, [TOOL]) == ours
+
+
+def test_a_base_model_is_exported_without_a_template_unless_one_is_named(
+    meta_folder: Path, tmp_path: Path
+) -> None:
+    base = open_checkpoint(meta_folder)
+    base.family, base.generation = None, Sampling(eos_token_ids=(128001,))
+    export_hf(base, tmp_path / "plain")
+    assert open_checkpoint(tmp_path / "plain").chat_template is None
+    assert AutoTokenizer.from_pretrained(tmp_path / "plain").eos_token == "<|end_of_text|>"
+    assert open_checkpoint(tmp_path / "plain").generation.eos_token_ids == (128001,)
+    for family, ends in (("llama-3.2", (128001, 128008, 128009)), ("llama-3", (128001, 128009))):
+        export_hf(base, tmp_path / family, prompt_format=family)
+        named = open_checkpoint(tmp_path / family)
+        assert named.chat_template == FAMILIES[family].chat_template()
+        assert named.generation.eos_token_ids == ends
+
+
+def test_a_named_format_replaces_the_template_and_must_fit_the_tokenizer(
+    meta_folder: Path, smollm2_path: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(meta_folder)
+    checkpoint.chat_template = "{{ messages }}"
+    export_hf(checkpoint, tmp_path / "own")
+    assert open_checkpoint(tmp_path / "own").chat_template == "{{ messages }}"
+    export_hf(checkpoint, tmp_path / "named", prompt_format="llama-3.3")
+    assert open_checkpoint(tmp_path / "named").chat_template == FAMILIES["llama-3.3"].chat_template()
+    with pytest.raises(TokenizerError, match="is not a control token"):
+        export_hf(open_checkpoint(smollm2_path), tmp_path / "out", prompt_format="llama-3.1")
+    with pytest.raises(RenderError, match=r"is llama-3\.1-meta, which .* not as a chat template"):
+        export_hf(checkpoint, tmp_path / "out", prompt_format="llama-3.1-meta")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_default_model_is_exported_with_its_template(smollm2_path: Path, tmp_path: Path) -> None:

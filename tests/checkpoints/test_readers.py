@@ -100,10 +100,9 @@ def test_gguf_within_the_error_of_its_type(model: Llama, tmp_path: Path, kind: s
     assert tolerance == 0 or difference > 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q5_0"])
-def test_gguf_types_that_the_package_can_only_read_are_read_as_it_reads_them(
-    tmp_path: Path, kind: str
-) -> None:
+def test_gguf_types_that_are_only_read_are_read_as_the_package_reads_them(tmp_path: Path, kind: str) -> None:
     config = replace(CONFIG, tie_word_embeddings=True, num_hidden_layers=1)
     file = tmp_path / "model.gguf"
     raw = write_gguf(random_model(config), file, gguf.GGMLQuantizationType[kind], random_blocks=True)

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from corral.errors import RenderError, TokenizerError
+from corral.text.families import FAMILIES
 from corral.text.llama3 import Llama3Renderer
 from corral.text.llama3_meta import Llama3MetaRenderer
-from corral.text.prompt_format import choose_renderer, describe_format, describe_template
+from corral.text.prompt_format import (
+    choose_renderer,
+    describe_format,
+    describe_template,
+    exported_format,
+    family_with_template,
+)
 from corral.text.rendered import RenderOptions
 from corral.text.template import TemplateRenderer
 from corral.text.tokenizer import Tokenizer
@@ -64,9 +71,11 @@ def test_a_checkpoint_without_template_has_the_format_of_its_family(llama_tokeni
     assert renderer.stop_ids == {7, 128001, 128008, 128009}
 
 
-def test_the_native_renderer_and_the_published_template_agree(
-    llama_tokenizer: Make, published: Mapping[str, str]
+@pytest.mark.parametrize("is_published", [True, False])
+def test_the_native_renderer_and_the_template_agree(
+    is_published: bool, llama_tokenizer: Make, published: Mapping[str, str]
 ) -> None:
+    source = published["llama-3.1"] if is_published else FAMILIES["llama-3.1"].chat_template()
     tokenizer = llama_tokenizer("llama-3.1")
     tool = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
     call = {"id": "c", "function": {"name": "f", "arguments": {"x": "<|eot_id|>"}}}
@@ -78,7 +87,7 @@ def test_the_native_renderer_and_the_published_template_agree(
     ]
     options = RenderOptions(builtin_tools=("brave_search",), assistant_mask=True)
     native, template = (
-        choose_renderer(tokenizer, chat_template=published["llama-3.1"], family=None, prompt_format=name)
+        choose_renderer(tokenizer, chat_template=source, family=None, prompt_format=name)
         for name in (None, "template")
     )
     assert isinstance(template, TemplateRenderer)
@@ -112,6 +121,38 @@ def test_a_base_model_has_no_format(llama_tokenizer: Make) -> None:
         choose_renderer(tokenizer, chat_template=None, family=None)
     with pytest.raises(RenderError, match="the checkpoint has no chat template"):
         choose_renderer(tokenizer, chat_template=None, family="llama-3.1", prompt_format="template")
+
+
+def test_a_checkpoint_is_exported_with_the_template_and_stop_ids_of_its_family(
+    llama_tokenizer: Make, published: Mapping[str, str], chatml: str
+) -> None:
+    tokenizer = llama_tokenizer("llama-3.1")
+    none, ends = frozenset[int](), frozenset({128001, 128008, 128009})
+    ours = FAMILIES["llama-3.1"].chat_template()
+    several = {"rag": "a", "tool_use": "b"}
+
+    def exported(template: Any, family: str | None) -> tuple[Any, frozenset[int]]:
+        return exported_format(tokenizer, chat_template=template, family=family)
+
+    assert exported(None, "llama-3.1") == (ours, ends)
+    assert exported(published["llama-3.1"], None) == (published["llama-3.1"], ends)
+    assert exported(ours, None) == (ours, ends)
+    assert exported(chatml, "llama-3.1") == (chatml, none)
+    assert exported(several, None) == (several, none)
+    assert exported(None, None) == (None, none)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-3.2-meta", r"llama-3\.2-meta, which exists only inside Corral, .* choose one of llama-3,"),
+        ("template", "own chat template is exported anyway; leave the option out, or choose one of llama-3,"),
+        ("chatml", r"is 'chatml'; choose one of llama-3, llama-3\.1, llama-3\.2, llama-3\.3$"),
+    ],
+)
+def test_a_format_without_a_template_cannot_be_exported(name: str, words: str) -> None:
+    with pytest.raises(RenderError, match=words):
+        family_with_template(name)
 
 
 def test_of_several_templates_the_one_for_tools_is_used_with_tools(chatml_folder: Path, chatml: str) -> None:

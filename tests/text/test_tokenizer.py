@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as OracleTokenizer
 
 from corral.checkpoints.gguf_file import GgufFile
 from corral.errors import TokenizerError
-from corral.text.control_tokens import control_names, stop_ids
+from corral.text.control_tokens import control_names
+from corral.text.families import FAMILIES
 from corral.text.tokenizer import Tokenizer, check_fits
 from tests.text.vocabularies import chatml_tokenizer_json, sentencepiece_json
 
@@ -102,7 +103,7 @@ def test_control_ids_equal_metas_where_the_names_agree(llama3_tokenizer: Tokeniz
     del theirs["<|step_id|>"], theirs["<|image|>"]  # named so in Meta's code, reserved on the Hub
     assert {n: i for n, i in llama3_tokenizer.control.items() if "reserved" not in n} == theirs
     assert llama3_tokenizer.vocab_size == reference.n_words == 128256
-    assert stop_ids("llama-3.1") == set(reference.stop_tokens)
+    assert FAMILIES["llama-3.1"].stop_ids(llama3_tokenizer) == set(reference.stop_tokens)
 
 
 def test_reserved_names_differ_between_families_but_ids_do_not() -> None:
@@ -110,7 +111,7 @@ def test_reserved_names_differ_between_families_but_ids_do_not() -> None:
     assert list(first.values()) == list(later.values()) == list(range(128000, 128256))
     assert first["<|reserved_special_token_250|>"] == later["<|reserved_special_token_247|>"] == 128255
     assert first["<|reserved_special_token_4|>"] == later["<|eom_id|>"] == 128008
-    assert stop_ids("llama-3") == {128001, 128009}
+    assert [first[token] for token in FAMILIES["llama-3"].stop_tokens] == [128001, 128009]
 
 
 @settings(max_examples=50)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from corral.checkpoints.checkpoint import ChatTemplate, GenerationConfig
 from corral.checkpoints.gguf_file import GgufFile, GgufTensor
+from corral.checkpoints.snapshot import gguf_parts
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.rope import interleaved_to_halves, inverse_frequencies
@@ -42,7 +43,6 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
 class GgufCheckpoint:
@@ -153,14 +153,10 @@ def _llama3_scaling(config: LlamaConfig, factors: Tensor, path: Path) -> RopeSca
 
 
 def _parts(path: Path) -> list[Path]:
-    match = _SPLIT.search(path.name)
-    if match is None:
-        return [path]
-    count, stem = int(match[1]), path.name[: match.start()]
-    parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    parts = [path.with_name(name) for name in gguf_parts(path.name)]
     for part in parts:
         if not part.is_file():
-            raise CheckpointError(f"{part} is missing; {path.name} is one of {count} parts")
+            raise CheckpointError(f"{part} is missing; {path.name} is one of {len(parts)} parts")
     return parts
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from corral.checkpoints.checkpoint import ChatTemplate, Checkpoint, GenerationConfig
+from corral.checkpoints.checkpoint import Checkpoint, GenerationConfig
 from corral.checkpoints.report import Report, silent
-from corral.checkpoints.safetensors_reader import INDEX, SINGLE
+from corral.checkpoints.snapshot import INDEX, SINGLE
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig
+from corral.text.control_tokens import END_OF_TURN
+from corral.text.prompt_format import Templates, exported_format
 from corral.text.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -27,32 +30,43 @@ def export_hf(
     checkpoint: Checkpoint,
     out: Path,
     dtype: torch.dtype | None = None,
-    chat_template: ChatTemplate | None = None,
+    prompt_format: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     report: Report = silent,
 ) -> None:
     """Writes any checkpoint as a folder that transformers and others load.
 
-    The folder appears whole or not at all. `chat_template` is used where the checkpoint has none.
+    The folder appears whole or not at all. An instruct model gets a chat template even if it has none of its
+    own, and the stop ids of its Llama 3 family. `prompt_format` names a family, such as "llama-3.1", whose
+    template is written in any case.
 
     Raises:
         CheckpointError: `out` exists and is not empty, or the disk is full.
+        RenderError: `prompt_format` is no family.
+        TokenizerError: the tokenizer lacks a control token of the format.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; choose another")
+    tokenizer = checkpoint.tokenizer()
+    template, stop_ids = exported_format(
+        tokenizer,
+        chat_template=checkpoint.chat_template,
+        family=checkpoint.family,
+        prompt_format=prompt_format,
+    )
     wanted = dtype or getattr(torch, checkpoint.config.dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         _check_space(checkpoint.config.num_parameters * wanted.itemsize, out.parent)
         _write_tensors(partial, _cast(checkpoint, wanted, report), max_shard_bytes)
-        template = checkpoint.chat_template or chat_template
         write_side_files(
             partial,
             checkpoint.config.with_dtype(str(wanted).removeprefix("torch.")),
-            checkpoint.generation,
-            checkpoint.tokenizer(),
+            _with_stop_ids(checkpoint.generation, stop_ids),
+            tokenizer,
             template,
+            eos_token=END_OF_TURN if stop_ids else None,
         )
         partial.chmod(0o755)
         if out.exists():
@@ -69,28 +83,39 @@ def write_side_files(
     config: LlamaConfig,
     generation: GenerationConfig,
     tokenizer: Tokenizer,
-    chat_template: ChatTemplate | None,
+    chat_template: Templates | None,
+    eos_token: str | None = None,
 ) -> None:
-    """config.json, generation_config.json, tokenizer.json, tokenizer_config.json and the chat template."""
+    """config.json, generation_config.json, tokenizer.json, tokenizer_config.json and the chat template.
+
+    `eos_token` is what ends a message, where that is not what ends a text.
+    """
     _write_json(folder / "config.json", config.to_hf())
     _write_json(
         folder / "generation_config.json", {"bos_token_id": config.bos_token_id, **generation.to_hf()}
     )
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    names = {token_id: text for text, token_id in tokenizer.control.items()}
+    names: dict[int | None, str] = {token_id: text for text, token_id in tokenizer.control.items()}
     fields: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": names.get(tokenizer.bos_id if tokenizer.bos_id is not None else -1),
-        "eos_token": names.get(tokenizer.eos_id if tokenizer.eos_id is not None else -1),
+        "bos_token": names.get(tokenizer.bos_id),
+        "eos_token": eos_token or names.get(tokenizer.eos_id),
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.max_position_embeddings,
     }
-    if isinstance(chat_template, dict):
-        fields["chat_template"] = [{"name": n, "template": text} for n, text in chat_template.items()]
-    elif chat_template is not None:
+    if isinstance(chat_template, str):
         fields["chat_template"] = chat_template
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    elif chat_template is not None:
+        fields["chat_template"] = [{"name": n, "template": text} for n, text in chat_template.items()]
     _write_json(folder / "tokenizer_config.json", fields)
+
+
+def _with_stop_ids(generation: GenerationConfig, stop_ids: frozenset[int]) -> GenerationConfig:
+    stated = frozenset(generation.eos_token_ids)
+    if stop_ids <= stated:
+        return generation
+    return replace(generation, eos_token_ids=tuple(sorted(stated | stop_ids)))
 
 
 def _cast(checkpoint: Checkpoint, dtype: torch.dtype, report: Report) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,8 @@ from corral.errors import CheckpointError, ConfigError
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.presets import PRESETS, Preset
 from corral.model.rope import interleaved_to_halves
-from corral.text.control_tokens import BEGIN_OF_TEXT, control_names, stop_ids
+from corral.text.control_tokens import BEGIN_OF_TEXT, control_names
+from corral.text.families import family_named
 from corral.text.tokenizer import Tokenizer
 
 PARAMS = "params.json"
@@ -61,6 +62,7 @@ class MetaCheckpoint:
             tie_word_embeddings=self._is_tied(),
             dtype=str(self._shards[0]["norm.weight"].dtype).removeprefix("torch."),
         )
+        self._check_number_of_shards()
         self.family = self._read_family()
         self.chat_template: ChatTemplate | None = None
         self.generation = GenerationConfig(eos_token_ids=self.config.eos_token_ids)
@@ -85,6 +87,15 @@ class MetaCheckpoint:
             return [shard[name] for shard in self._shards]
         except KeyError:
             raise CheckpointError(f"{self.path}: {name} is not in every shard; a file is missing") from None
+
+    def _check_number_of_shards(self) -> None:
+        rows = self._parts("layers.0.attention.wq.weight")[0].shape[0]
+        wanted = self.config.num_attention_heads * self.config.head_dim / rows
+        if len(self._shards) != wanted:
+            raise CheckpointError(
+                f"{self.path} holds {len(self._shards)} {SHARDS} files, but the model has {wanted:g}; "
+                f"a file is missing, or {PARAMS} belongs to another model"
+            )
 
     def _merge(self, name: str) -> Tensor:
         """A whole tensor from the parts that the ranks hold."""
@@ -132,6 +143,8 @@ def read_params(file: Path, vocab_size: int | None = None) -> LlamaConfig:
     try:
         scaled = bool(params.get("use_scaled_rope", False))
         stated = params.get("vocab_size", -1)
+        family = family_named("llama-3.1" if scaled else "llama-3")
+        ids = control_names(family.name)
         return LlamaConfig(
             vocab_size=int(vocab_size or 0) if stated < 1 else stated,
             hidden_size=params["dim"],
@@ -145,8 +158,8 @@ def read_params(file: Path, vocab_size: int | None = None) -> LlamaConfig:
             rope_theta=params.get("rope_theta", 500000.0),
             # The reference network (llama_models.llama3.model.apply_scaling) fixes these numbers.
             rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192) if scaled else None,
-            bos_token_id=control_names("llama-3")[BEGIN_OF_TEXT],
-            eos_token_ids=tuple(sorted(stop_ids("llama-3.1" if scaled else "llama-3"))),
+            bos_token_id=ids[BEGIN_OF_TEXT],
+            eos_token_ids=tuple(ids[token] for token in family.stop_tokens),
         )
     except KeyError as error:
         raise ConfigError(f"{file}: {error.args[0]} is missing") from None

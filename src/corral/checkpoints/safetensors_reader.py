@@ -12,13 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from corral.checkpoints.checkpoint import ChatTemplate, GenerationConfig, read_json
+from corral.checkpoints.snapshot import INDEX, SINGLE
 from corral.errors import CheckpointError, ConfigError
 from corral.model.config import LlamaConfig
 from corral.model.presets import find_preset
 from corral.text.tokenizer import Tokenizer
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 class SafetensorsCheckpoint:
@@ -106,8 +104,6 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
                 )
         return {tensor: folder / name for tensor, name in weight_map.items()}
     files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no weights: no *.safetensors, consolidated.*.pth or *.gguf")
     return {name: file for file in files for name in _header(file) if name != "__metadata__"}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from corral.checkpoints.report import Report, silent
+from corral.checkpoints.snapshot import weights_in
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig
 from corral.model.presets import find_preset
@@ -21,26 +22,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: nothing there is a checkpoint, or it is damaged.
         ConfigError: the configuration is missing a field or contradicts itself.
     """
-    if path.is_file():
-        if path.suffix == ".gguf":
-            from corral.checkpoints.gguf_reader import GgufCheckpoint
-
-            return GgufCheckpoint(path)
-        raise CheckpointError(f"{path} is not a checkpoint; give a folder or a .gguf file")
-    if not path.is_dir():
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    if not any(path.glob("*.safetensors*")):
-        for folder in (path, path / "original"):
-            if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-                from corral.checkpoints.meta_reader import MetaCheckpoint
+    found = weights_in(path)
+    if found.suffix == ".gguf" and found.is_file():
+        from corral.checkpoints.gguf_reader import GgufCheckpoint
 
-                return MetaCheckpoint(folder)
-        files = sorted(path.glob("*.gguf"))
-        if files and not (path / "config.json").is_file():
-            return open_checkpoint(_only(files, path))
+        return GgufCheckpoint(found)
+    if found.is_file():
+        raise CheckpointError(f"{found} is not a checkpoint; give a folder or a .gguf file")
+    if any(found.glob("consolidated.*.pth")) and not any(found.glob("*.safetensors*")):
+        from corral.checkpoints.meta_reader import MetaCheckpoint
+
+        return MetaCheckpoint(found)
     from corral.checkpoints.safetensors_reader import SafetensorsCheckpoint
 
-    return SafetensorsCheckpoint(path)
+    return SafetensorsCheckpoint(found)
 
 
 def open_model(name: str, report: Report = silent) -> Checkpoint:
@@ -72,12 +69,3 @@ def read_config(name: str) -> LlamaConfig:
 
         return read_params(found / "params.json")
     return open_checkpoint(found).config
-
-
-def _only(files: list[Path], folder: Path) -> Path:
-    firsts = [file for file in files if "-of-" not in file.name or "-00001-of-" in file.name]
-    if len(firsts) != 1:
-        raise CheckpointError(
-            f"{folder} holds several GGUF files; name one of {', '.join(file.name for file in firsts)}"
-        )
-    return firsts[0]

@@ -25,8 +25,6 @@ _LLAMA_3 = {0: BEGIN_OF_TEXT, 1: END_OF_TEXT, 6: START_HEADER, 7: END_HEADER, 9:
 _LLAMA_3_1 = {**_LLAMA_3, 4: RIGHT_PAD, 8: END_OF_MESSAGE, 10: PYTHON_TAG}
 
 _NAMED = {"llama-3": _LLAMA_3, "llama-3.1": _LLAMA_3_1, "llama-3.2": _LLAMA_3_1, "llama-3.3": _LLAMA_3_1}
-_STOPS = {"llama-3": (END_OF_TEXT, END_OF_TURN)}
-_STOPS_3_1 = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)
 
 
 def control_names(family: str) -> dict[str, int]:
@@ -45,9 +43,3 @@ def control_names(family: str) -> dict[str, int]:
             reserved += 1
         names[name] = FIRST_CONTROL_ID + offset
     return names
-
-
-def stop_ids(family: str) -> frozenset[int]:
-    """The ids that end a message or a text in a family."""
-    names = control_names(family)
-    return frozenset(names[name] for name in _STOPS.get(family, _STOPS_3_1))

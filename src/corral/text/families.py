@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from types import MappingProxyType
 
 from corral.errors import RenderError
@@ -31,6 +32,7 @@ class Family:
         tools: whether the family was trained for tools at all.
         stop_tokens: what ends a message or a text.
         template_sha256: of the published chat template, stripped of white space at both ends.
+        template_file: Corral's own template for the same prompts, in the folder `templates`.
         template_date: the date that the template falls back to; None for the day of rendering.
         template_builtin_tools: whether the template has a place for built-in tools.
         meta_builtin_tools: the built-in tools in Meta's prompt-format document.
@@ -42,6 +44,7 @@ class Family:
     tools: bool
     stop_tokens: tuple[str, ...]
     template_sha256: str
+    template_file: str
     template_date: str | None = None
     template_builtin_tools: bool = False
     meta_builtin_tools: tuple[str, ...] = ()
@@ -56,6 +59,14 @@ class Family:
         """The ids of `stop_tokens` in a tokenizer."""
         return frozenset(tokenizer.control_id(token) for token in self.stop_tokens)
 
+    def chat_template(self) -> str:
+        """A chat template in Jinja, for a checkpoint that comes without one.
+
+        It gives the same prompts as the published template. Where that fails, it is more lenient: null
+        content, content in text parts, an empty list of calls and arguments as JSON text are understood.
+        """
+        return files("corral.text").joinpath("templates", self.template_file).read_text(encoding="utf-8")
+
 
 _FRAME = (BEGIN_OF_TEXT, START_HEADER, END_HEADER)
 _STOPS = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)
@@ -69,6 +80,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tools=False,
             stop_tokens=(END_OF_TEXT, END_OF_TURN),
             template_sha256="ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122",
+            template_file="llama-3.jinja",
         ),
         "llama-3.1": Family(
             name="llama-3.1",
@@ -76,6 +88,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tools=True,
             stop_tokens=_STOPS,
             template_sha256=_SHA_3_1,
+            template_file="llama-3.1.jinja",
             template_date="26 Jul 2024",
             template_builtin_tools=True,
             meta_builtin_tools=BUILTIN_TOOLS,
@@ -87,6 +100,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tools=True,
             stop_tokens=_STOPS,
             template_sha256="d82792f95932f1c9cef5c4bd992f171225e3bf8c7b609b4557c9e1ec96be819f",
+            template_file="llama-3.2.jinja",
             meta_builtin_tools=(CODE_INTERPRETER,),
             meta_tool_formats=("pythonic", "pythonic_tagged"),
         ),
@@ -96,6 +110,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             tools=True,
             stop_tokens=_STOPS,
             template_sha256=_SHA_3_1,
+            template_file="llama-3.1.jinja",
             template_date="26 Jul 2024",
             template_builtin_tools=True,
             meta_builtin_tools=BUILTIN_TOOLS,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from corral.errors import RenderError
 from corral.text.base import render_text
-from corral.text.families import FAMILIES
+from corral.text.families import FAMILIES, Family
 from corral.text.llama3 import Llama3Renderer
 from corral.text.llama3_meta import Llama3MetaRenderer
 from corral.text.rendered import Renderer
@@ -20,6 +20,8 @@ __all__ = [
     "choose_renderer",
     "describe_format",
     "describe_template",
+    "exported_format",
+    "family_with_template",
     "render_text",
 ]
 
@@ -34,7 +36,7 @@ _PROBE, _TOOL_PROBE = "probe-of-the-system-text", "probe_of_a_tool"
 
 @dataclass(frozen=True)
 class TemplateInfo:
-    """What a chat template has a place for. `family` is set if it is one published with Llama 3."""
+    """What a chat template has a place for. `family` is set if it is known as Llama 3's."""
 
     family: str | None
     system_role: bool
@@ -56,7 +58,7 @@ def choose_renderer(
         tokenizer: of the checkpoint.
         chat_template: the checkpoint's own, or several by name.
         family: the Llama 3 family of an instruction-tuned checkpoint; None for base and other models.
-        prompt_format: one of `PROMPT_FORMATS`; None decides: a template published with Llama 3, or no
+        prompt_format: one of `PROMPT_FORMATS`; None decides: a template known as Llama 3's, or no
             template and a known family, gives the family's own renderer; any other template is run as it is.
         stop_ids: ids that end a message, as the checkpoint states them; the renderer adds its own.
 
@@ -66,17 +68,62 @@ def choose_renderer(
     """
     if prompt_format is not None:
         return _named(prompt_format, tokenizer, chat_template, stop_ids)
+    native = _native_family(tokenizer, chat_template, family)
+    if native is not None:
+        return Llama3Renderer(tokenizer, native.name, stop_ids)
     if chat_template:
-        published = _published_family(chat_template, family, tokenizer)
-        if published is None:
-            return _template_renderer(tokenizer, chat_template, stop_ids)
-        return Llama3Renderer(tokenizer, published, stop_ids)
-    if family in FAMILIES:
-        return Llama3Renderer(tokenizer, str(family), stop_ids)
+        return _template_renderer(tokenizer, chat_template, stop_ids)
     raise RenderError(
         "this is a base model without a chat template: use `corral generate` to continue a text, "
         "or choose a format with --prompt-format"
     )
+
+
+def exported_format(
+    tokenizer: Tokenizer,
+    *,
+    chat_template: Templates | None,
+    family: str | None,
+    prompt_format: str | None = None,
+) -> tuple[Templates | None, frozenset[int]]:
+    """The chat template that a checkpoint is written with, and the ids that must end its messages.
+
+    The family that `prompt_format` names gives the template; else the checkpoint's own stays; else that of
+    its family is taken. A base model has none. Only a Llama 3 family tells ids.
+
+    Raises:
+        RenderError: `prompt_format` has no template.
+        TokenizerError: the tokenizer lacks a control token of the format.
+    """
+    if prompt_format is not None:
+        known = family_with_template(prompt_format)
+        return known.chat_template(), known.stop_ids(tokenizer)
+    native = _native_family(tokenizer, chat_template, family)
+    if native is None:
+        return chat_template, frozenset()
+    return chat_template or native.chat_template(), native.stop_ids(tokenizer)
+
+
+def family_with_template(prompt_format: str) -> Family:
+    """The family whose chat template can be written, named as one of `PROMPT_FORMATS`.
+
+    Raises:
+        RenderError: no template can be written for the name.
+    """
+    if prompt_format in FAMILIES:
+        return FAMILIES[prompt_format]
+    choices = f"choose one of {', '.join(FAMILIES)}"
+    if prompt_format == "template":
+        raise RenderError(
+            "--prompt-format is template, but the checkpoint's own chat template is exported anyway; "
+            f"leave the option out, or {choices}"
+        )
+    if prompt_format in PROMPT_FORMATS:
+        raise RenderError(
+            f"--prompt-format is {prompt_format}, which exists only inside Corral, not as a chat template; "
+            f"{choices}"
+        )
+    raise RenderError(f"--prompt-format is {prompt_format!r}; {choices}")
 
 
 def describe_format(
@@ -170,17 +217,31 @@ def _default_and_tools(chat_template: Templates) -> tuple[str, str | None]:
     return chat_template["default"], chat_template.get("tool_use")
 
 
-def _published_family(chat_template: Templates, family: str | None, tokenizer: Tokenizer) -> str | None:
-    """The family whose published template this is, if the tokenizer has the family's control tokens too."""
-    default, for_tools = _default_and_tools(chat_template)
-    found = _family_of_text(default, family) if for_tools is None else None
-    if found is None or not all(token in tokenizer.control for token in FAMILIES[found].control_tokens):
+def _native_family(
+    tokenizer: Tokenizer, chat_template: Templates | None, family: str | None
+) -> Family | None:
+    """The family whose format this is: by the template's text, if the tokenizer has the control tokens too;
+    without a template, by the checkpoint's own family."""
+    if not chat_template:
+        return FAMILIES.get(family or "")
+    texts = [chat_template] if isinstance(chat_template, str) else list(chat_template.values())
+    found = _family_of_text(texts[0], family) if len(texts) == 1 else None
+    known = FAMILIES.get(found or "")
+    if known is None or not all(token in tokenizer.control for token in known.control_tokens):
         return None
-    return found
+    return known
 
 
 def _family_of_text(template: str, family: str | None) -> str | None:
-    """Llama 3.1 and 3.3 share a template: the checkpoint's own family decides between them."""
-    digest = hashlib.sha256(template.strip().encode()).hexdigest()
-    found = [name for name, known in FAMILIES.items() if known.template_sha256 == digest]
+    """The family whose template this is, the published one or Corral's.
+
+    Llama 3.1 and 3.3 share theirs: the checkpoint's own family decides between them.
+    """
+    text = template.strip()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    found = [
+        name
+        for name, known in FAMILIES.items()
+        if known.template_sha256 == digest or known.chat_template().strip() == text
+    ]
     return family if family in found else next(iter(found), None)
