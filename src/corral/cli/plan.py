@@ -100,12 +100,12 @@ def plan(
 
     Known models need no download; of others only the configuration is read.
 
-    \b
-    Examples:
-      corral plan llama-3.1-8b-instruct --devices 24GB
-      corral plan llama-3.1-70b --dtype int4 --context 32768 --devices 2x24GB
-      corral plan llama-3.1-8b --train qlora --seq 1024 --devices 16GB
-      corral plan ./my-model --batch 8 --kv-dtype int8 --json
+    **Examples**
+
+        corral plan llama-3.1-8b-instruct --devices 24GB
+        corral plan llama-3.1-70b --dtype int4 --context 32768 --devices 2x24GB
+        corral plan llama-3.1-8b --train qlora --seq 1024 --devices 16GB
+        corral plan ./my-model --batch 8 --kv-dtype int8 --json
     """
     serving = _given(context=context, kv_dtype=kv_dtype, prefill_chunk=prefill_chunk)
     lora = _given(rank=lora_rank, targets=lora_targets)
