@@ -110,7 +110,9 @@ def _question(prompt: str | None) -> str | None:
 
 
 def _piped_text() -> str | None:
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None:  # closed by whoever started this
+        return ""
+    if sys.stdin.isatty():
         return None
     try:
         return sys.stdin.buffer.read().decode("utf-8").strip("\n")

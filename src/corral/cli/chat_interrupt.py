@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -55,9 +56,8 @@ def stoppable() -> Iterator[Stop]:
 @contextmanager
 def silent_keys() -> Iterator[None]:
     """Within the block the terminal does not show what is typed; it is there for the next prompt."""
-    try:
-        before = termios.tcgetattr(sys.stdin)
-    except (termios.error, OSError, ValueError, AttributeError):  # no terminal
+    before = _attributes()
+    if before is None:
         yield
         return
     silent = list(before)
@@ -69,6 +69,16 @@ def silent_keys() -> Iterator[None]:
         _set(before)
 
 
-def _set(attributes: list[object]) -> None:
+def _attributes() -> list[Any] | None:
+    """The terminal's state, if standard input is one; a background job must not touch it."""
+    try:
+        if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+            return None
+        return list(termios.tcgetattr(sys.stdin))
+    except (termios.error, OSError, ValueError, AttributeError):  # no terminal
+        return None
+
+
+def _set(attributes: list[Any]) -> None:
     with suppress(termios.error):  # the terminal may be gone
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)  # type: ignore[arg-type]
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, attributes)
