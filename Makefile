@@ -12,7 +12,7 @@ help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
 demo: $(VENV)/installed  ## Install, fetch the default model, ask it one question.
-	$(BIN)/corral chat --stats -p "What is the capital of France? Answer in one sentence."
+	$(BIN)/corral chat --stats -p "What is the capital of France? Answer in one sentence." < /dev/null
 
 install: $(VENV)/installed  ## Install into .venv.
 

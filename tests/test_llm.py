@@ -7,11 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from corral import LLM, Message, SamplingParams
 from corral.errors import RenderError, RequestError
 from corral.llm import Prompt
+from corral.model.config import LlamaConfig
 from corral.text.rendered import RenderOptions
+from tests.checkpoints.writers import write_hf
+from tests.random_models import random_model
+from tests.text.vocabularies import chatml_tokenizer_json
+
+SMALL = LlamaConfig(
+    vocab_size=400,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+)
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
@@ -80,3 +95,23 @@ def test_the_context_can_be_shortened_but_not_stretched(smollm2_path: Path) -> N
     for length, said in ((8193, "the model's context is 8192"), (0, "at least 1")):
         with pytest.raises(RequestError, match=said):
             LLM(str(smollm2_path), max_model_len=length)
+
+
+def test_a_base_model_is_refused_for_chat_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hf(random_model(SMALL), tmp_path, 1)
+    (tmp_path / "tokenizer.json").write_text(chatml_tokenizer_json(), encoding="utf-8")
+    monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(RenderError, match="base model"):
+        LLM(str(tmp_path), for_chat=True)
+
+
+def test_too_little_memory_is_explained(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        torch.empty(2**60)  # what torch really says
+        raise AssertionError
+
+    monkeypatch.setattr("corral.engine.generate._prefill", fail)
+    with pytest.raises(RequestError, match="not enough memory on cpu"):
+        llm.chat(QUESTION, GREEDY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,7 @@ class LLM:
         device: a torch device, or "auto" for CUDA where there is one, else the CPU.
         max_model_len: the longest context, prompt and output together; None takes the model's.
         prompt_format: overrides the checkpoint's prompt format, such as "llama-3.1" or "llama-3.1-meta".
+        for_chat: refuse a base model, which has no prompt format, before its weights are read.
         report: told about downloads; see `corral.checkpoints.report`.
 
     Raises:
@@ -49,6 +51,7 @@ class LLM:
         device: str = "auto",
         max_model_len: int | None = None,
         prompt_format: str | None = None,
+        for_chat: bool = False,
         report: Report = silent,
     ) -> None:
         self.name = model
@@ -58,10 +61,11 @@ class LLM:
         self.tokenizer = self.checkpoint.tokenizer()
         check_fits(self.tokenizer, self.config.vocab_size)
         self._prompt_format = prompt_format
-        if prompt_format is not None:
-            _ = self.renderer  # a wrong name is refused before the weights are read
+        if for_chat or prompt_format is not None:
+            _ = self.renderer
         place = _device(device)
-        self.model = load_model(self.checkpoint, _dtype(dtype, place), place, self.max_model_len)
+        with _memory_in_words(place):
+            self.model = load_model(self.checkpoint, _dtype(dtype, place), place, self.max_model_len)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -156,7 +160,12 @@ class LLM:
         stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
         detokenizer = IncrementalDetokenizer(self.tokenizer, continues=continues)
         stopped = False
-        for token in generate(self.model, tokens, params, stop_ids, self.max_model_len):
+        generated = generate(self.model, tokens, params, stop_ids, self.max_model_len)
+        while True:
+            with _memory_in_words(self.model.device):
+                token = next(generated, None)
+            if token is None:
+                break
             stopped = token in stops
             yield Delta("" if stopped else detokenizer.push(token), (token,))
         yield Delta(detokenizer.finish(), (), "stop" if stopped else "length")
@@ -177,6 +186,21 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
+
+
+@contextmanager
+def _memory_in_words(device: torch.device) -> Iterator[None]:
+    """Turns torch's errors about memory into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        # On the CPU torch has no type of its own for it.
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise RequestError(
+                f"not enough memory on {device}: `corral plan` shows what fits; a shorter context, a smaller "
+                "dtype or a smaller model takes less"
+            ) from error
+        raise
 
 
 def _context_length(config: LlamaConfig, asked: int | None) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from corral.engine.generate import generate
+from corral.engine.generate import KVCache, generate
 from corral.engine.sampling import SamplingParams
 from corral.errors import RequestError
 from corral.model.attention import PackedCausal
@@ -64,3 +64,13 @@ def test_the_context_ends_the_output(llama31_model: Llama) -> None:
 def test_a_prompt_that_cannot_be_run_is_refused(llama31_model: Llama, prompt: list[int], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         next(generate(llama31_model, prompt, GREEDY, NO_STOPS, 20))
+
+
+def test_the_cache_grows_with_the_sequence_and_not_beyond_its_capacity(llama31_model: Llama) -> None:
+    cache = KVCache(llama31_model.config, 700, torch.float32, torch.device("cpu"))
+    sizes = []
+    for start in range(0, 700, 100):
+        llama31_model(torch.arange(100), torch.arange(start, start + 100), cache)
+        cache.advance(100)
+        sizes.append(cache.keys.shape[1])
+    assert sizes == [256, 256, 512, 512, 512, 700, 700]

@@ -53,8 +53,7 @@ def cache(llama31_config: LlamaConfig) -> KVCache:
     cache = KVCache(
         llama31_config, llama31_config.max_position_embeddings, torch.float32, torch.device("cpu")
     )
-    cache.keys.zero_()
-    cache.values.zero_()
+    cache.reserve(llama31_config.max_position_embeddings)
     return cache
 
 

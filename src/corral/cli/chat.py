@@ -77,8 +77,9 @@ def chat(
     saved = _checked(load, given)
     if question is None:
         typer.echo(f"Loading {model}", err=True)
-    llm = options.load(model, dtype=dtype, device=device, context=context, prompt_format=prompt_format)
-    _ = llm.renderer  # a base model is refused here, not at the first question
+    llm = options.load(
+        model, dtype=dtype, device=device, context=context, prompt_format=prompt_format, for_chat=True
+    )
     from corral.cli.chat_session import ChatSession
 
     session = ChatSession(llm, llm.default_sampling_params())

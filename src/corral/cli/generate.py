@@ -45,7 +45,7 @@ def generate(
         prompt = sys.stdin.read().removesuffix("\n")
     if not prompt:
         raise RequestError("the prompt is empty; give a text to continue")
-    llm = options.load(model, dtype=dtype, device=device, context=context, prompt_format=None)
+    llm = options.load(model, dtype=dtype, device=device, context=context)
     params = options.sampling(
         llm.default_sampling_params(),
         max_tokens=max_tokens,

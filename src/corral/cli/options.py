@@ -50,7 +50,15 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tex
 DEFAULT = DEFAULT_MODEL
 
 
-def load(model: str, *, dtype: str, device: str, context: int | None, prompt_format: str | None) -> LLM:
+def load(
+    model: str,
+    *,
+    dtype: str,
+    device: str,
+    context: int | None,
+    prompt_format: str | None = None,
+    for_chat: bool = False,
+) -> LLM:
     """Loads a model, showing downloads on standard error."""
     from corral.cli.progress import TerminalReport
     from corral.llm import LLM
@@ -62,6 +70,7 @@ def load(model: str, *, dtype: str, device: str, context: int | None, prompt_for
             device=device,
             max_model_len=context,
             prompt_format=prompt_format,
+            for_chat=for_chat,
             report=report,
         )
 

@@ -15,23 +15,26 @@ from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 
 PREFILL_CHUNK = 2048  # tokens: bounds the memory of a long prompt's activations
+_FIRST_ROOM = 256  # tokens
 
 
 class KVCache:
     """Keys and values of one sequence; an `Attend` that remembers.
 
     `length` tokens are cached. A forward pass of T tokens attends to them and to itself; `advance(T)` then
-    keeps them.
+    keeps them. The memory grows with the sequence, by doubling, up to `capacity` tokens.
     """
 
     def __init__(self, config: LlamaConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.num_hidden_layers, capacity, config.num_key_value_heads, config.head_dim)
+        self.capacity = capacity
+        self.length = 0
+        shape = (config.num_hidden_layers, 0, config.num_key_value_heads, config.head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.length + k.shape[0]
+        self.reserve(end)
         self.keys[layer, self.length : end] = k
         self.values[layer, self.length : end] = v
         return causal_attention(q, self.keys[layer, :end], self.values[layer, :end])
@@ -39,6 +42,13 @@ class KVCache:
     def advance(self, num_tokens: int) -> None:
         """Keeps the tokens of the last forward pass."""
         self.length += num_tokens
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for so many tokens in all."""
+        assert num_tokens <= self.capacity, "the caller keeps to the capacity"
+        if num_tokens > self.keys.shape[1]:
+            room = min(self.capacity, max(num_tokens, 2 * self.keys.shape[1], _FIRST_ROOM))
+            self.keys, self.values = _grown(self.keys, room), _grown(self.values, room)
 
 
 def generate(
@@ -70,6 +80,12 @@ def generate(
             return
         with torch.inference_mode():
             logits = _forward(model, cache, [token])
+
+
+def _grown(cached: Tensor, room: int) -> Tensor:
+    larger = cached.new_zeros(cached.shape[0], room, *cached.shape[2:])
+    larger[:, : cached.shape[1]] = cached
+    return larger
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, context_length: int) -> None:
