@@ -7,6 +7,20 @@ import torch
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 
+# Fits the tokenizer of tests.text.vocabularies.chatml_tokenizer_json.
+SMALL_CHAT = LlamaConfig(
+    vocab_size=400,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    eos_token_ids=(2,),
+    dtype="float32",
+)
+
 
 def random_model(config: LlamaConfig, seed: int = 0) -> Llama:
     """A model with random weights of a size that keeps logits apart."""

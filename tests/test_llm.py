@@ -12,21 +12,8 @@ import torch
 from corral import LLM, Message, SamplingParams
 from corral.errors import RenderError, RequestError
 from corral.llm import Prompt
-from corral.model.config import LlamaConfig
 from corral.text.rendered import RenderOptions
-from tests.checkpoints.writers import write_hf
-from tests.random_models import random_model
-from tests.text.vocabularies import chatml_tokenizer_json
-
-SMALL = LlamaConfig(
-    vocab_size=400,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-)
+from tests.checkpoints.writers import write_chat_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
@@ -100,8 +87,8 @@ def test_the_context_can_be_shortened_but_not_stretched(smollm2_path: Path) -> N
 def test_a_base_model_is_refused_for_chat_before_its_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_hf(random_model(SMALL), tmp_path, 1)
-    (tmp_path / "tokenizer.json").write_text(chatml_tokenizer_json(), encoding="utf-8")
+    write_chat_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
     monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(RenderError, match="base model"):
         LLM(str(tmp_path), for_chat=True)

@@ -12,7 +12,13 @@ from safetensors.torch import save_file
 
 from corral.model.llama import Llama
 from corral.model.rope import inverse_frequencies
+from tests.random_models import SMALL_CHAT, random_model
+from tests.text.vocabularies import chatml_tokenizer_json
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _META = {
     "self_attn.q_proj": "attention.wq",
     "self_attn.k_proj": "attention.wk",
@@ -88,6 +94,14 @@ def write_hf(model: Llama, folder: Path, shards: int) -> None:
         weight_map.update(dict.fromkeys(part, name))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_chat_model(folder: Path, shards: int = 1) -> None:
+    """A Hugging Face folder of a small model with random weights that chats in ChatML."""
+    write_hf(random_model(SMALL_CHAT), folder, shards)
+    (folder / "tokenizer.json").write_text(chatml_tokenizer_json(), encoding="utf-8")
+    side = {"eos_token": "<|im_end|>", "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(side))
 
 
 def write_meta(model: Llama, folder: Path, shards: int) -> None:

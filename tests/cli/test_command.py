@@ -14,37 +14,16 @@ import pytest
 
 import corral
 from corral.cli.main import run
-from corral.model.config import LlamaConfig
-from tests.checkpoints.writers import write_hf, write_meta
-from tests.random_models import random_model
-from tests.text.vocabularies import chatml_tokenizer_json
+from tests.checkpoints.writers import write_chat_model, write_meta
+from tests.random_models import SMALL_CHAT, random_model
 
 VERBS = ("chat", "generate", "pull", "info", "export", "plan")
-SMALL = LlamaConfig(
-    vocab_size=400,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    eos_token_ids=(2,),
-    dtype="float32",
-)
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small chat model as a Hugging Face folder."""
-    write_hf(random_model(SMALL), tmp_path / "model", 1)
-    (tmp_path / "model" / "tokenizer.json").write_text(chatml_tokenizer_json(), encoding="utf-8")
-    side = {"eos_token": "<|im_end|>", "chat_template": CHATML}
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(side))
+    write_chat_model(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -122,7 +101,7 @@ def test_generate_writes_the_prompt_and_goes_on(folder: Path, capsys: pytest.Cap
 def test_info_tells_what_a_model_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] == SMALL.num_parameters
+    assert facts["parameters"] == SMALL_CHAT.num_parameters
     assert facts["context"] == 64
     assert facts["format"] == "safetensors"
     assert facts["chat"] == {
@@ -132,7 +111,7 @@ def test_info_tells_what_a_model_is(folder: Path, capsys: pytest.CaptureFixture[
         "assistant_mask": False,
     }
     assert run(["info", str(folder)]) == 0
-    assert f"{SMALL.num_parameters:,}" in capsys.readouterr().out
+    assert f"{SMALL_CHAT.num_parameters:,}" in capsys.readouterr().out
 
 
 def test_export_writes_a_folder_that_can_chat(
@@ -265,7 +244,7 @@ def test_a_meta_checkpoint_chats_when_it_is_told_its_format(
 ) -> None:
 
     monkeypatch.setattr("sys.stdin", None)
-    config = replace(SMALL, vocab_size=128256, max_position_embeddings=8192)
+    config = replace(SMALL_CHAT, vocab_size=128256, max_position_embeddings=8192)
     write_meta(random_model(config), tmp_path / "checkpoint", 2)
     vocabulary = llama_models_folder / "llama3" / "tokenizer.model"
     (tmp_path / "checkpoint" / "tokenizer.model").write_bytes(vocabulary.read_bytes())

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from corral.errors import RenderError
 from corral.text.call_formats import template_builtin_call, template_call
 from corral.text.control_tokens import BEGIN_OF_TEXT, END_OF_MESSAGE, END_OF_TURN, PYTHON_TAG
-from corral.text.families import CODE_INTERPRETER, family_named
+from corral.text.families import CODE_INTERPRETER
 from corral.text.function_schema import as_tools
-from corral.text.llama3_frame import add_header, check_request
+from corral.text.llama3_frame import Llama3Format, add_header, check_request
 from corral.text.messages import Message, as_messages
 from corral.text.rendered import Rendered, RenderOptions, Tool
 from corral.text.segments import Segments
-from corral.text.tokenizer import Tokenizer
 from corral.text.tool_pairs import one_call_per_message
 from corral.text.tool_prompts import Schema, template_tools, to_json
 
 _KNOWLEDGE_DATE = "Cutting Knowledge Date: December 2023\n"
 
 
-class Llama3Renderer:
+class Llama3Renderer(Llama3Format):
     """The `hf` profile: what the published Jinja templates give, built without Jinja and safe from content.
 
     As the templates do: 3.1 and later always write a system message with dates; texts are trimmed; the text
@@ -29,18 +28,6 @@ class Llama3Renderer:
     Several calls in one message, which the templates refuse, become one message per call, each with its
     result.
     """
-
-    def __init__(
-        self, tokenizer: Tokenizer, family: str = "llama-3.1", extra_stop_ids: Iterable[int] = ()
-    ) -> None:
-        self._tokenizer = tokenizer
-        self.family = family_named(family)
-        self._stop_ids = self.family.stop_ids(tokenizer) | frozenset(extra_stop_ids)
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """The ids that end a generated message."""
-        return self._stop_ids
 
     def render(
         self,

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from corral.errors import RenderError
 from corral.text.control_tokens import END_HEADER, START_HEADER
-from corral.text.families import BUILTIN_TOOLS, Family
+from corral.text.families import BUILTIN_TOOLS, Family, family_named
 from corral.text.messages import Message
 from corral.text.rendered import RenderOptions, Tool
 from corral.text.segments import Segments
+from corral.text.tokenizer import Tokenizer
+
+
+class Llama3Format:
+    """What the renderers of both profiles are made of: a tokenizer, a family, and what ends a message.
+
+    Raises:
+        RenderError: there is no such family.
+        TokenizerError: the tokenizer lacks one of its control tokens.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, family: str = "llama-3.1", extra_stop_ids: Iterable[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.family = family_named(family)
+        self._stop_ids = self.family.stop_ids(tokenizer) | frozenset(extra_stop_ids)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end a generated message."""
+        return self._stop_ids
 
 
 def add_header(out: Segments, role: str) -> None:

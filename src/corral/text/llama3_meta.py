@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from corral.errors import RenderError
 from corral.text.call_formats import CallFormat
 from corral.text.control_tokens import BEGIN_OF_TEXT, END_OF_MESSAGE, END_OF_TURN, PYTHON_TAG
-from corral.text.families import CODE_INTERPRETER, Family, family_named
+from corral.text.families import CODE_INTERPRETER, Family
 from corral.text.function_schema import as_tools
-from corral.text.llama3_frame import add_header, check_request, first_user, with_content
+from corral.text.llama3_frame import Llama3Format, add_header, check_request, first_user, with_content
 from corral.text.messages import Message, as_messages
 from corral.text.rendered import Rendered, RenderOptions, Tool
 from corral.text.segments import Segments
-from corral.text.tokenizer import Tokenizer
 from corral.text.tool_pairs import one_call_per_message
 from corral.text.tool_prompts import (
     Schema,
@@ -25,7 +24,7 @@ from corral.text.tool_prompts import (
 )
 
 
-class Llama3MetaRenderer:
+class Llama3MetaRenderer(Llama3Format):
     """The `meta` profile: the formats of Meta's documents, encoded piece by piece as Meta's reference does.
 
     There is a system message only where messages, tools or options ask for one, and content is never trimmed.
@@ -34,18 +33,6 @@ class Llama3MetaRenderer:
     interpreter whether or not it is named. Formats with one call per message get one message per call, each
     with its result.
     """
-
-    def __init__(
-        self, tokenizer: Tokenizer, family: str = "llama-3.1", extra_stop_ids: Iterable[int] = ()
-    ) -> None:
-        self._tokenizer = tokenizer
-        self.family = family_named(family)
-        self._stop_ids = self.family.stop_ids(tokenizer) | frozenset(extra_stop_ids)
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """The ids that end a generated message."""
-        return self._stop_ids
 
     def render(
         self,
