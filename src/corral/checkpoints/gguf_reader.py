@@ -24,7 +24,7 @@ from corral.text.tokenizer import Tokenizer
 
 _PLAIN = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
 _ROPE_FACTORS = "rope_freqs.weight"
-_DEQUANTIZED_AT_ONCE = 1 << 24  # elements: bounds the temporaries that dequantizing needs
+_DEQUANTIZED_AT_ONCE = 1 << 18  # elements: the temporaries of dequantizing stay in the processor's cache
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
