@@ -66,6 +66,16 @@ def test_logits_equal_transformers(name: str) -> None:
         torch.testing.assert_close(scaled.logits(hidden), expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("start", [0, 8180, 131_022])
+def test_llama_3_1_equals_transformers_up_to_the_last_position(llama31_model: Llama, start: int) -> None:
+    tokens = torch.randint(0, 512, (50,), generator=torch.Generator().manual_seed(start))
+    positions = torch.arange(start, start + 50)
+    with torch.no_grad():
+        expected = oracle(llama31_model)(tokens[None], position_ids=positions[None]).logits[0]
+    hidden = llama31_model(tokens, positions, PackedCausal([0, 50]))
+    torch.testing.assert_close(llama31_model.logits(hidden), expected, atol=2e-4, rtol=0)
+
+
 def test_packed_documents_do_not_see_each_other() -> None:
     model = random_model(SMALL)
     tokens = torch.randint(0, SMALL.vocab_size, (20,), generator=torch.Generator().manual_seed(2))

@@ -118,3 +118,9 @@ def test_planning_imports_neither_torch_nor_the_hub() -> None:
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, timeout=60)
+
+
+def test_the_json_names_the_formats_that_were_left_to_the_model() -> None:
+    request = json.loads(run("llama-3-8b", "--json").output)["request"]
+    assert (request["dtype"], request["kv_dtype"]) == ("bfloat16", "bfloat16")
+    assert json.loads(run("llama-3-8b", "--json", "--train", "qlora").output)["request"]["dtype"] == "nf4"

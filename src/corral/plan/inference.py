@@ -54,6 +54,9 @@ class Inference:
             return kv_format(self.kv_dtype)
         return kv_format("float32" if self.weights_as(config).width == 4 else "bfloat16")
 
+    def resolved(self, config: LlamaConfig) -> Inference:
+        return replace(self, dtype=self.weights_as(config).name, kv_dtype=self.kv_as(config).name)
+
     def check(self, config: LlamaConfig, devices: int) -> None:
         check_at_least_one("--batch", self.batch)
         check_at_least_one("--prefill-chunk", self.prefill_chunk)

@@ -47,9 +47,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data, as `corral plan --json` prints it. All sizes are in bytes.
 
-        Keys: model {name, parameters, max_position_embeddings}; request, the workload's fields as asked for;
-        devices {name, count, capacity, reserved, usable}, sizes of one device; per_device {part: bytes};
-        total, free and fits, for the busiest device; limits {length, batch}; suggestions [{flags, total}].
+        Keys: model {name, parameters, max_position_embeddings}; request, the workload's fields with all
+        formats named; devices {name, count, capacity, reserved, usable}, sizes of one device; per_device
+        {part: bytes}; total, free and fits, for the busiest device; limits {length, batch}; suggestions
+        [{flags, total}].
         """
         config, devices = self.config, self.devices
         return {
@@ -58,7 +59,7 @@ class Plan:
                 "parameters": config.num_parameters,
                 "max_position_embeddings": config.max_position_embeddings,
             },
-            "request": dataclasses.asdict(self.workload),
+            "request": dataclasses.asdict(self.workload.resolved(config)),
             "devices": {
                 "name": devices.name,
                 "count": devices.count,

@@ -78,6 +78,9 @@ class Training:
     def resized(self, *, length: int | None = None, batch: int | None = None) -> Training:
         return replace(self, seq=length or self.seq, batch=batch or self.batch)
 
+    def resolved(self, config: LlamaConfig) -> Training:
+        return replace(self, dtype=self.base(config).name)
+
     def check(self, config: LlamaConfig, devices: int) -> None:
         if self.method not in METHODS:
             raise PlanError(f"--train is {self.method!r}; use one of {', '.join(METHODS)}")

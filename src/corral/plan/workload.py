@@ -42,6 +42,9 @@ class Workload(Protocol):
     def resized(self, *, length: int | None = None, batch: int | None = None) -> Self:
         """The same work with another length or batch."""
 
+    def resolved(self, config: LlamaConfig) -> Self:
+        """The same work with the formats that were left to the model named."""
+
     def check(self, config: LlamaConfig, devices: int) -> None:
         """Raises PlanError where this work makes no sense for this model on so many devices."""
 
