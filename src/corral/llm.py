@@ -222,7 +222,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise RequestError(f"device {name!r} is not available here; use cpu, cuda or auto") from None
+        raise RequestError(f"device {name!r} is not available here; use cpu or auto") from None
     return device
 
 

@@ -55,8 +55,11 @@ def export_hf(
         prompt_format=prompt_format,
     )
     wanted = dtype or getattr(torch, checkpoint.config.dtype)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise _not_written(out, error) from None
     try:
         _check_space(checkpoint.config.num_parameters * wanted.itemsize, out.parent)
         _write_tensors(partial, _cast(checkpoint, wanted, report), max_shard_bytes)
@@ -73,7 +76,7 @@ def export_hf(
             out.rmdir()
         partial.rename(out)
     except OSError as error:
-        raise CheckpointError(f"{out} could not be written: {error.strerror or error}") from None
+        raise _not_written(out, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -158,6 +161,10 @@ def _save(folder: Path, index: int, shard: dict[str, Tensor]) -> tuple[Path, lis
     file = folder / f"{index}.safetensors"
     save_file(shard, file, metadata={"format": "pt"})
     return file, list(shard), sum(tensor.nbytes for tensor in shard.values())
+
+
+def _not_written(out: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{out} could not be written: {error.strerror or error}")
 
 
 def _check_space(needed: int, folder: Path) -> None:

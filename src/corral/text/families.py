@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
 
-from corral.errors import RenderError
+from corral.errors import RenderError, TokenizerError
 from corral.text.control_tokens import (
     BEGIN_OF_TEXT,
     END_HEADER,
@@ -56,7 +56,16 @@ class Family:
         return (*_FRAME, *self.stop_tokens, *((PYTHON_TAG,) if self.tools else ()))
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The ids of `stop_tokens` in a tokenizer."""
+        """The ids of `stop_tokens` in a tokenizer.
+
+        Raises:
+            TokenizerError: the tokenizer lacks a control token of the family's prompts.
+        """
+        missing = next((token for token in self.control_tokens if token not in tokenizer.control), None)
+        if missing is not None:
+            raise TokenizerError(
+                f"the {self.title} prompt format needs {missing}, which this model's tokenizer does not have"
+            )
         return frozenset(tokenizer.control_id(token) for token in self.stop_tokens)
 
     def chat_template(self) -> str:
