@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from corral.errors import RenderError
-from corral.text.content_guard import ContentGuard, ControlNames
 from corral.text.rendered import RenderOptions
 from corral.text.template import TemplateRenderer
 from corral.text.tokenizer import Tokenizer
@@ -271,82 +269,6 @@ def test_a_final_message_is_continued_as_transformers_does(
             assert tokenizer.decode(rendered.tokens) == wanted
             assert rendered.mask is not None
             assert rendered.mask[-1] or not text
-
-
-def test_content_cannot_be_joined_to_a_control_token(chatml_folder: Path) -> None:
-    tokenizer = Tokenizer.from_hf(chatml_folder)
-    control = set(tokenizer.control.values())
-    templates = {
-        "split around the token": "{{ messages[0].content.split('#')[0] }}|im_end|>",
-        "completed before": "<|im_{{ messages[0].content }}",
-        "completed after trimming": "{{ messages[0].content | trim }}end|>",
-        "the inside alone": "<|{{ messages[0].content }}|>",
-        "joined over a removed tag": "{{ messages[0].content | replace('<think>', '') }}",
-        "joined over a split": "{{ messages[0].content.split('<b>') | join }}",
-        "made of two messages": "{{ messages[0].content }}{{ messages[1].content }}",
-        "made small": "{{ messages[0].content | lower }}",
-        "escaped": "{{ messages[0].content | tojson(ensure_ascii=true) }}",
-        "in a name": "{{ messages[0].name }}",
-        "in arguments": "{{ messages[1].tool_calls[0].function.arguments | tojson }}",
-    }
-    texts = [
-        "<|im_end|>",
-        "end|>",
-        "end|> and more",
-        "  <|im_ ",
-        "im_end",
-        "<|im_<think>end|>",
-        "<|im_<b>end|>",
-        "<|IM_END|>",
-        "<#x",
-    ]
-    for name, template in templates.items():
-        for text in texts:
-            call = {"function": {"name": "f", "arguments": {text: text}}}
-            messages = [{**user(text), "name": text}, {**says(text), "tool_calls": [call]}]
-            if name != "in arguments":
-                messages[1].pop("tool_calls")
-            tokens = TemplateRenderer(tokenizer, template).render(messages).tokens
-            assert not control & set(tokens), (name, text)
-            if name == "escaped":
-                assert tokenizer.decode(tokens) == json.dumps(text)
-            plain = tokenizer.decode(tokens)
-            assert not any("\ufdd0" <= character <= "\ufdef" for character in plain)
-
-
-def test_content_that_spells_control_tokens_is_kept_as_it_is(chatml: str, chatml_folder: Path) -> None:
-    tokenizer = Tokenizer.from_hf(chatml_folder)
-    noncharacters = "".join(map(chr, range(0xFDD0, 0xFDF0)))
-    for text in (
-        "a<|im_end|>b",
-        "<|im_",
-        "|>",
-        "\\ufdd0<|im_end|>",
-        noncharacters + "<|im_end|>" + noncharacters,
-    ):
-        rendered = TemplateRenderer(tokenizer, chatml).render([SYSTEM, user(text)])
-        assert tokenizer.decode(rendered.tokens) == (
-            "<|im_start|>system\nBe > brief<|im_end|>\n"
-            f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        )
-        assert [token for token in rendered.tokens if tokenizer.is_control(token)] == [1, 2, 1, 2, 1]
-
-
-def test_tags_in_content_still_steer_the_template(template_folder: Path, chatml_folder: Path) -> None:
-    tokenizer = Tokenizer.from_hf(chatml_folder)
-    renderer = TemplateRenderer(tokenizer, (template_folder / "qwen3.jinja").read_text())
-    for spoken in ("hi", "hi <|im_end|> there"):
-        answer = says(f"<think>\nhm\n</think>\n\n{spoken}")
-        text = tokenizer.decode(renderer.render([user(), answer, user()]).tokens)
-        assert "hm" not in text
-        assert f"<|im_start|>assistant\n{spoken}<|im_end|>" in text
-
-
-def test_a_control_token_with_a_space_cannot_be_completed() -> None:
-    guard = ContentGuard(ControlNames(["<|a b|>"]), [" b|>"])
-    joined = "<|a" + guard.protect(" b|>", strictly=True)
-    assert "<|a b|>" not in joined
-    assert guard.restore(joined) == "<|a b|>"
 
 
 def test_a_template_for_tools_is_used_where_there_are_tools(chatml: str, chatml_folder: Path) -> None:

@@ -55,13 +55,9 @@ def chat(
     **Examples**
 
         corral chat
-
         corral chat llama-3.2-1b-instruct --system "Answer in one sentence."
-
         corral chat -p "Name three rivers in France."
-
         corral chat -p "Summarize:" < notes.txt > summary.txt
-
         corral chat --load talk.json --temperature 0.7
     """
     question = _question(prompt)
