@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from corral.checkpoints.load import load_model
@@ -38,6 +42,14 @@ Damage = Callable[[Path], object]
 def edit_config(**changes: object) -> Damage:
     def damage(folder: Path) -> None:
         file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return damage
+
+
+def edit_params(**changes: object) -> Damage:
+    def damage(folder: Path) -> None:
+        file = folder / "params.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
     return damage
@@ -77,6 +89,15 @@ SINGLE: dict[str, tuple[Damage, str]] = {
     "a quantization that cannot be read": (
         edit_config(quantization_config={"quant_method": "awq"}),
         "quant_method is 'awq'",
+    ),
+    "a quantization that is no object": (edit_config(quantization_config="awq"), "is 'awq'"),
+    "a chat template that is no text": (
+        lambda d: (d / "tokenizer_config.json").write_text('{"chat_template": [{"x": 1}]}'),
+        "chat_template must be text",
+    ),
+    "a chat template that is not UTF-8": (
+        lambda d: (d / "chat_template.jinja").write_bytes(b"\xff\xfe"),
+        r"chat_template\.jinja is not UTF-8",
     ),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
     "empty weights": (truncate("model.safetensors", 0), r"model\.safetensors is truncated"),
@@ -128,6 +149,8 @@ META: dict[str, tuple[Damage, str]] = {
         lambda d: (d / "params.json").write_text('{"n_layers": 2, "n_heads": 4, "vocab_size": 128}'),
         r"params\.json: dim is missing",
     ),
+    "a params.json of no heads": (edit_params(n_heads=0), r"params\.json: .* makes no sense"),
+    "a params.json without a base for rope": (edit_params(rope_theta=None), "rope_theta is missing"),
     "half a shard": (truncate("consolidated.01.pth", 0.5), r"consolidated\.01\.pth is truncated"),
     "an empty shard": (truncate("consolidated.01.pth", 0), r"consolidated\.01\.pth is truncated"),
     "a missing shard": (
@@ -193,6 +216,37 @@ def test_a_gguf_file_that_is(tmp_path: Path, name: str) -> None:
     damage, said = GGUF[name]
     damage(tmp_path)
     refused(tmp_path / "m.gguf", said)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_whatever_byte_of_a_gguf_header_is_damaged_it_is_read_or_refused(
+    tmp_path: Path, damage: list[tuple[float, int]]
+) -> None:
+    file = tmp_path / "m.gguf"
+    if not file.exists():
+        write_gguf(MODEL, file, gguf.GGMLQuantizationType.Q8_0)
+    data = bytearray(file.read_bytes())
+    header = data.index(b"output_norm") + 100
+    for place, byte in damage:
+        data[8 + int(place * header)] = byte
+    (tmp_path / "damaged.gguf").write_bytes(data)
+    with contextlib.suppress(CorralError):
+        load_model(open_checkpoint(tmp_path / "damaged.gguf"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        struct.pack("<IIQ", 9, 4, 2**60),  # an array longer than any file
+        struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,  # arrays in arrays in arrays
+    ],
+)
+def test_a_gguf_field_without_end_is_refused(tmp_path: Path, field: bytes) -> None:
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
+    (tmp_path / "m.gguf").write_bytes(header + field)
+    refused(tmp_path / "m.gguf", "truncated or damaged")
 
 
 def test_a_gguf_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from corral.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
+_MOST_DIMS = 4  # GGML_MAX_DIMS
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -48,7 +49,7 @@ class GgufFile:
         self._at = 0
         try:
             self.metadata, self.tensors = self._read()
-        except (struct.error, IndexError, UnicodeDecodeError):
+        except (struct.error, IndexError, UnicodeDecodeError, RecursionError):
             raise CheckpointError(f"{path} is truncated or damaged; download it again") from None
 
     def _read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -63,7 +64,9 @@ class GgufFile:
             name = self._string()
             metadata[name] = self._value(self._unpack("I")[0])
         entries = [self._tensor() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", 32))
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise IndexError
         start = -(-self._at // alignment) * alignment
         tensors = {t.name: GgufTensor(t.name, t.shape, t.type, t.offset + start) for t in entries}
         return metadata, tensors
@@ -71,7 +74,11 @@ class GgufFile:
     def _tensor(self) -> GgufTensor:
         name = self._string()
         (num_dims,) = self._unpack("I")
+        if not 1 <= num_dims <= _MOST_DIMS:
+            raise IndexError
         shape = self._unpack(f"{num_dims}Q")
+        if min(shape) < 1:
+            raise IndexError
         kind, offset = self._unpack("IQ")
         return GgufTensor(name, tuple(reversed(shape)), kind, offset)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -58,7 +59,12 @@ class GgufCheckpoint:
         self._where = {t.name: (file, t) for file in self._files for t in file.tensors.values()}
         for file, tensor in self._where.values():
             _check_whole(file, tensor)
-        self.config = self._read_config()
+        try:
+            self.config = self._read_config()
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"{path}: its metadata makes no sense ({error}); download it again"
+            ) from None
         self.chat_template: ChatTemplate | None = self.metadata.get("tokenizer.chat_template")
         self.generation = GenerationConfig(eos_token_ids=self.config.eos_token_ids)
 
@@ -76,11 +82,14 @@ class GgufCheckpoint:
 
     def _undo_permutation(self, name: str, tensor: Tensor) -> Tensor:
         """GGUF pairs neighbouring dimensions in rotary embeddings, as Meta does."""
+        heads = 0
         if ".attn_q." in name:
-            return interleaved_to_halves(tensor, self.config.num_attention_heads)
-        if ".attn_k." in name:
-            return interleaved_to_halves(tensor, self.config.num_key_value_heads)
-        return tensor
+            heads = self.config.num_attention_heads
+        elif ".attn_k." in name:
+            heads = self.config.num_key_value_heads
+        if not heads or tensor.shape[0] != heads * self.config.head_dim:
+            return tensor  # a wrong shape is refused by name when the model takes it
+        return interleaved_to_halves(tensor, heads)
 
     def _field(self, name: str, default: Any = None) -> Any:
         value = self.metadata.get(f"llama.{name}", default)
@@ -122,7 +131,8 @@ class GgufCheckpoint:
 
     def _dtype(self) -> str:
         """The type of unquantized matrices; quantized files become bfloat16 unless another is asked for."""
-        plain = _PLAIN.get(GgmlType(self._where["blk.0.attn_q.weight"][1].type), torch.bfloat16)
+        where = self._where.get("blk.0.attn_q.weight")
+        plain = torch.bfloat16 if where is None else _PLAIN.get(GgmlType(where[1].type), torch.bfloat16)
         return str(plain).removeprefix("torch.")
 
     def _read_rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
@@ -177,7 +187,7 @@ def _num_bytes(tensor: GgufTensor, path: Path) -> int:
         raise CheckpointError(f"{path}: {tensor.name} has the unknown type {tensor.type}") from None
     if tensor.shape[-1] % block:
         raise CheckpointError(f"{path}: the rows of {tensor.name} are no multiple of its block of {block}")
-    return int(np.prod(tensor.shape, dtype=np.int64)) // int(block) * int(block_bytes)
+    return math.prod(tensor.shape) // int(block) * int(block_bytes)
 
 
 def _check_whole(file: GgufFile, tensor: GgufTensor) -> None:
@@ -195,7 +205,7 @@ def _read_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
             file.data, dtype=_PLAIN[kind], count=count // _PLAIN[kind].itemsize, offset=tensor.offset
         )
         return values.reshape(tensor.shape)
-    rows = raw.reshape(-1, count // int(np.prod(tensor.shape[:-1], dtype=np.int64)))
+    rows = raw.reshape(-1, count // math.prod(tensor.shape[:-1]))
     output = np.empty((rows.shape[0], tensor.shape[-1]), dtype=np.float32)
     step = max(1, _DEQUANTIZED_AT_ONCE // tensor.shape[-1])
     try:

@@ -163,8 +163,8 @@ def read_params(file: Path, vocab_size: int | None = None) -> LlamaConfig:
         )
     except KeyError as error:
         raise ConfigError(f"{file}: {error.args[0]} is missing") from None
-    except TypeError as error:
-        raise ConfigError(f"{file}: a field has the wrong type ({error})") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{file}: a field has a value that makes no sense ({error})") from None
 
 
 def _intermediate_size(params: dict[str, Any]) -> int:

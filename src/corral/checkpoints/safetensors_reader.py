@@ -57,8 +57,8 @@ class SafetensorsCheckpoint:
 def read_configs(folder: Path) -> tuple[LlamaConfig, GenerationConfig]:
     """config.json and, if there is one, generation_config.json of a folder."""
     fields = read_json(folder / "config.json")
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method", "unknown")
+    if quantization := fields.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ConfigError(
             f"{folder / 'config.json'}: quantization_config.quant_method is {method!r}, "
             "which Corral does not read; use the unquantized checkpoint or a GGUF file"
@@ -76,11 +76,19 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     """The chat template, from chat_template.jinja or tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{file} is not UTF-8 text; download it again") from None
     file = folder / "tokenizer_config.json"
     template: Any = read_json(file).get("chat_template") if file.is_file() else None
     if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
+        try:
+            return {str(entry["name"]): str(entry["template"]) for entry in template}
+        except (KeyError, TypeError):
+            raise CheckpointError(
+                f"{file}: chat_template must be text, or a list of objects with name and template"
+            ) from None
     return template if isinstance(template, str) else None
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from corral.errors import ConfigError
 
+# No model comes near; beyond them a damaged file would ask for all memory there is.
+_LARGEST, _MOST_LAYERS = 2**31 - 1, 10_000
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -101,8 +104,13 @@ class LlamaConfig:
             "head_dim",
             "max_position_embeddings",
         ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.json: {name} is {getattr(self, name)}; it must be at least 1")
+            value, largest = getattr(self, name), _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ConfigError(
+                    f"config.json: {name} is {value!r}; it must be a whole number from 1 to {largest}"
+                )
+        for name in ("rms_norm_eps", "rope_theta"):
+            _positive(vars(self), name)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config.json: num_attention_heads ({self.num_attention_heads}) is not a multiple of "
@@ -133,7 +141,7 @@ class LlamaConfig:
                 f"config.json: hidden_size ({hidden_size}) is not a multiple of "
                 f"num_attention_heads ({heads}), and head_dim is not given"
             )
-        rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
+        rope = {**_object(fields, "rope_scaling"), **_object(fields, "rope_parameters")}
         theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
         return cls(
             vocab_size=_whole(fields, "vocab_size"),
@@ -221,11 +229,18 @@ def _require_llama(fields: Mapping[str, Any]) -> None:
         )
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ConfigError(f"config.json: hidden_act is {fields['hidden_act']!r}; Corral knows silu")
-    rotary = fields.get("partial_rotary_factor") or (fields.get("rope_parameters") or {}).get(
-        "partial_rotary_factor"
-    )
+    nested = _object(fields, "rope_parameters").get("partial_rotary_factor")
+    rotary = fields.get("partial_rotary_factor") or nested
     if rotary not in (None, 1, 1.0):
         raise ConfigError(f"config.json: partial_rotary_factor is {rotary!r}; Corral knows only 1.0")
+
+
+def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object that may be absent or null."""
+    value = fields.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"config.json: {name} is {value!r}; it must be an object")
+    return value
 
 
 def _whole(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -60,6 +60,8 @@ def read_hf(path: Path) -> Tokenizer:
         source = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TokenizerError(f"{file} does not exist; a checkpoint needs its tokenizer.json") from None
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{file} is not UTF-8 text; download it again") from None
     try:
         return from_json(source, _named_tokens(file.parent))
     except TokenizerError as error:

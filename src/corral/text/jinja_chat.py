@@ -28,6 +28,7 @@ _TEMPLATE_FAULTS = (
     LookupError,
     AttributeError,
     RecursionError,
+    MemoryError,
 )
 
 
