@@ -35,8 +35,8 @@ format: $(VENV)/installed-dev  ## Rewrite the sources in the house style.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-bench: $(VENV)/installed-dev  ## Time generation beside transformers.
-	$(BIN)/python benchmarks/generate_vs_transformers.py
+bench: $(VENV)/installed-dev  ## Time the engine beside transformers.
+	$(BIN)/python benchmarks/engine_vs_transformers.py
 
 clean:  ## Remove the environment and all caches in this folder.
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -10,8 +10,8 @@ import torch
 
 from corral.checkpoints.load import load_model
 from corral.checkpoints.source import open_checkpoint
-from corral.engine.generate import generate
-from corral.engine.sampling import SamplingParams
+from tests.engine.reference_loop import generate
+from corral.engine.sampling.params import SamplingParams
 from corral.model.attention import PackedCausal
 from corral.model.llama import Llama
 from corral.text.tokenizer import Tokenizer

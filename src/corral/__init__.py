@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from corral.engine.sampling import SamplingParams
+    from corral.engine.sampling.params import SamplingParams
     from corral.llm import LLM
     from corral.text.messages import Message, ToolCall
 
@@ -16,7 +16,7 @@ __version__ = version("corral")
 _HOMES = {
     "LLM": "corral.llm",
     "Message": "corral.text.messages",
-    "SamplingParams": "corral.engine.sampling",
+    "SamplingParams": "corral.engine.sampling.params",
     "ToolCall": "corral.text.messages",
 }
 

@@ -34,5 +34,13 @@ class RequestError(CorralError):
     """A generation request with a bad parameter: the message names the field."""
 
 
+class EngineBusyError(CorralError):
+    """The engine's queue is full: the same request may be taken on a little later."""
+
+
+class EngineError(CorralError):
+    """A request that failed inside the engine, or an engine that has been closed."""
+
+
 class PlanError(CorralError):
     """A memory plan that cannot be computed from what was given."""

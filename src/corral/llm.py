@@ -1,43 +1,57 @@
-"""The Python interface: a model by name, ready to generate and to chat."""
+"""The Python interface: a model by name, ready to generate, to chat and to score."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from corral.checkpoints.load import load_model
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
-from corral.engine.generate import check_prompt, generate
-from corral.engine.outputs import CompletionOutput, Delta, RequestOutput
-from corral.engine.sampling import SamplingParams
+from corral.devices import memory_in_words, pick_device, pick_dtype
+from corral.engine.batches import arun_batch, run_batch
+from corral.engine.build import build_engine
+from corral.engine.handle import Handle
+from corral.engine.options import EngineOptions
+from corral.engine.outputs import Collector, Delta, DeltaStream, RequestOutput, ScoreOutput, as_delta
+from corral.engine.request import Request, Score
+from corral.engine.sampling.params import SamplingParams
+from corral.engine.speculation.draft_model import check_draft
 from corral.errors import RequestError
-from corral.model.config import DTYPES, LlamaConfig
+from corral.model.config import LlamaConfig
+from corral.model.llama import Llama
 from corral.model.presets import DEFAULT_MODEL
-from corral.text.detokenizer import IncrementalDetokenizer
 from corral.text.messages import Message, as_messages
 from corral.text.prompt_format import choose_renderer, render_text
 from corral.text.rendered import Rendered, Renderer, RenderOptions, Tool
 from corral.text.tokenizer import check_fits
 
+T = TypeVar("T")
 Prompt = str | Sequence[int]
+Dialog = Sequence[Message | Mapping[str, Any]]
 
 
 class LLM:
-    """A language model with its tokenizer and prompt format.
+    """A language model with its tokenizer, its prompt format, and an engine that runs it.
 
     Args:
         model: a short name, a Hub name, a folder or a .gguf file.
         dtype: "float32", "bfloat16", "float16", or "auto" for what suits the device.
         device: a torch device, or "auto" for CUDA where there is one, else the CPU.
-        max_model_len: the longest context, prompt and output together; None takes the model's.
         prompt_format: overrides the checkpoint's prompt format, such as "llama-3.1" or "llama-3.1-meta".
         for_chat: refuse a base model, which has no prompt format, before its weights are read.
-        report: told about downloads; see `corral.checkpoints.report`.
+        adapters: PEFT LoRA folders by the names under which requests use them.
+        report: told about downloads, and what the engine has to say; see `corral.checkpoints.report`.
+        engine: further options; see `corral.engine.options.EngineOptions`, whose names they are: among them
+            `max_model_len`, `kv_cache_dtype`, `enable_prefix_caching` and `speculative_config`.
+
+    Every method may be called from any thread. Use it in a `with` block, or call `close`, to end the engine.
 
     Raises:
         CorralError: the model cannot be found, read or run as asked; the message says why.
@@ -49,23 +63,46 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        max_model_len: int | None = None,
         prompt_format: str | None = None,
         for_chat: bool = False,
+        adapters: Mapping[str, str | Path] | None = None,
         report: Report = silent,
+        **engine: Any,
     ) -> None:
         self.name = model
+        options = EngineOptions.of(engine)
         self.checkpoint = open_model(model, report)
         self.config = self.checkpoint.config
-        self.max_model_len = _context_length(self.config, max_model_len)
+        options.check(self.config)
         self.tokenizer = self.checkpoint.tokenizer()
         check_fits(self.tokenizer, self.config.vocab_size)
         self._prompt_format = prompt_format
         if for_chat or prompt_format is not None:
             _ = self.renderer
-        place = _device(device)
-        with _memory_in_words(place):
-            self.model = load_model(self.checkpoint, _dtype(dtype, place), place, self.max_model_len)
+        place = pick_device(device)
+        kind = pick_dtype(dtype, place)
+        with memory_in_words(place):
+            network = load_model(self.checkpoint, kind, place, options.max_model_len)
+            draft = _load_draft(options, self.config, kind, place, report)
+            self.engine = build_engine(network, self.tokenizer, options, draft, report.notice)
+        self._finalizer = weakref.finalize(self, self.engine.close)
+        for name, path in (adapters or {}).items():
+            self.engine.load_adapter(name, path)
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; requests that still run are cancelled."""
+        self._finalizer()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest context in tokens, prompt and output together, as it was fitted to the memory."""
+        return self.engine.max_model_len
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -105,80 +142,219 @@ class LLM:
         )
 
     def render(
-        self,
-        messages: Sequence[Message | Mapping[str, Any]],
-        tools: Sequence[Tool] = (),
-        options: RenderOptions = RenderOptions(),
+        self, messages: Dialog, tools: Sequence[Tool] = (), options: RenderOptions = RenderOptions()
     ) -> Rendered:
         """The prompt of a dialog, as tokens."""
         return self.renderer.render(as_messages(messages), tools, options)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def request(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Request:
+        """A request that continues a text (or tokens), for `engine.submit`."""
+        params = sampling_params or self.default_sampling_params()
+        return Request(self._prompt_tokens(prompt), params, self.stop_ids, continues=True, adapter=adapter)
+
+    def chat_request(
+        self,
+        messages: Dialog,
+        sampling_params: SamplingParams | None = None,
+        tools: Sequence[Tool] = (),
+        options: RenderOptions = RenderOptions(),
+        *,
+        adapter: str | None = None,
+    ) -> Request:
+        """A request that answers a dialog, for `engine.submit`."""
+        rendered = self.render(messages, tools, options)
+        return Request(
+            rendered.tokens,
+            sampling_params or self.default_sampling_params(),
+            rendered.stop_ids,
+            continues=options.continue_final_message,
+            adapter=adapter,
+        )
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> DeltaStream:
         """Continues a text (or tokens), piece by piece."""
-        return self._stream(self._prompt_tokens(prompt), params, self.stop_ids, continues=True)
+        request = self.request(prompt, sampling_params, adapter=adapter)
+        return DeltaStream(self.engine.submit(request), self.tokenizer)
 
     def stream_chat(
         self,
-        messages: Sequence[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
+        messages: Dialog,
+        sampling_params: SamplingParams | None = None,
         tools: Sequence[Tool] = (),
         options: RenderOptions = RenderOptions(),
-    ) -> Iterator[Delta]:
+        *,
+        adapter: str | None = None,
+    ) -> DeltaStream:
         """Answers a dialog, piece by piece."""
-        rendered = self.render(messages, tools, options)
-        return self._stream(rendered.tokens, params, rendered.stop_ids, options.continue_final_message)
+        request = self.chat_request(messages, sampling_params, tools, options, adapter=adapter)
+        return DeltaStream(self.engine.submit(request), self.tokenizer)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        adapter: str | None = None,
     ) -> list[RequestOutput]:
-        """Continues one text or several."""
-        return [_collect(t, self.stream(t, params)) for t in map(self._prompt_tokens, _as_list(prompts))]
+        """Continues one text or several, which run together; the outputs keep the order of the prompts.
+
+        `sampling_params` are for all prompts, or one for each.
+        """
+        several = _as_list(prompts)
+        requests = self._requests(several, sampling_params, adapter)
+        collectors = run_batch(self.engine, requests, self.tokenizer, use_tqdm=use_tqdm)
+        return _outputs(collectors, several)
 
     def chat(
         self,
-        messages: Sequence[Message | Mapping[str, Any]],
-        params: SamplingParams | None = None,
+        messages: Dialog | Sequence[Dialog],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         tools: Sequence[Tool] = (),
         options: RenderOptions = RenderOptions(),
+        *,
+        use_tqdm: bool = True,
+        adapter: str | None = None,
     ) -> list[RequestOutput]:
-        """Answers a dialog. The list has one entry."""
-        tokens = self.render(messages, tools, options).tokens
-        return [_collect(tokens, self.stream_chat(messages, params, tools, options))]
+        """Answers one dialog or several; the list has an entry for each."""
+        requests = self._chat_requests(messages, sampling_params, tools, options, adapter)
+        return _outputs(run_batch(self.engine, requests, self.tokenizer, use_tqdm=use_tqdm))
+
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        score: Score | Sequence[Score] = Score(),
+        *,
+        use_tqdm: bool = True,
+        adapter: str | None = None,
+    ) -> list[ScoreOutput]:
+        """Log-probabilities of the tokens of one text or several, and of tokens that could come next."""
+        requests = self._score_requests(prompts, score, adapter)
+        collectors = run_batch(self.engine, requests, self.tokenizer, use_tqdm=use_tqdm)
+        return [collector.score() for collector in collectors]
+
+    async def astream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> AsyncIterator[Delta]:
+        """As `stream`, in an event loop."""
+        request = self.request(prompt, sampling_params, adapter=adapter)
+        async for delta in self._adeltas(await asyncio.to_thread(self.engine.submit, request)):
+            yield delta
+
+    async def astream_chat(
+        self,
+        messages: Dialog,
+        sampling_params: SamplingParams | None = None,
+        tools: Sequence[Tool] = (),
+        options: RenderOptions = RenderOptions(),
+        *,
+        adapter: str | None = None,
+    ) -> AsyncIterator[Delta]:
+        """As `stream_chat`, in an event loop."""
+        request = self.chat_request(messages, sampling_params, tools, options, adapter=adapter)
+        async for delta in self._adeltas(await asyncio.to_thread(self.engine.submit, request)):
+            yield delta
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> list[RequestOutput]:
+        """As `generate`, in an event loop."""
+        several = _as_list(prompts)
+        requests = self._requests(several, sampling_params, adapter)
+        return _outputs(await arun_batch(self.engine, requests, self.tokenizer), several)
+
+    async def achat(
+        self,
+        messages: Dialog | Sequence[Dialog],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        tools: Sequence[Tool] = (),
+        options: RenderOptions = RenderOptions(),
+        *,
+        adapter: str | None = None,
+    ) -> list[RequestOutput]:
+        """As `chat`, in an event loop."""
+        requests = self._chat_requests(messages, sampling_params, tools, options, adapter)
+        return _outputs(await arun_batch(self.engine, requests, self.tokenizer))
+
+    async def ascore(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        score: Score | Sequence[Score] = Score(),
+        *,
+        adapter: str | None = None,
+    ) -> list[ScoreOutput]:
+        """As `score`, in an event loop."""
+        requests = self._score_requests(prompts, score, adapter)
+        return [c.score() for c in await arun_batch(self.engine, requests, self.tokenizer)]
+
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        adapter: str | None,
+    ) -> list[Request]:
+        pairs = zip(prompts, _for_each("sampling_params", params, len(prompts)), strict=True)
+        return [self.request(prompt, one, adapter=adapter) for prompt, one in pairs]
+
+    def _chat_requests(
+        self,
+        messages: Dialog | Sequence[Dialog],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        tools: Sequence[Tool],
+        options: RenderOptions,
+        adapter: str | None,
+    ) -> list[Request]:
+        dialogs = _as_dialogs(messages)
+        pairs = zip(dialogs, _for_each("sampling_params", params, len(dialogs)), strict=True)
+        return [self.chat_request(dialog, one, tools, options, adapter=adapter) for dialog, one in pairs]
+
+    def _score_requests(
+        self, prompts: Prompt | Sequence[Prompt], score: Score | Sequence[Score], adapter: str | None
+    ) -> list[Request]:
+        several = _as_list(prompts)
+        pairs = zip(several, _for_each("score", score, len(several)), strict=True)
+        return [Request(self._prompt_tokens(p), score=one, adapter=adapter) for p, one in pairs]
 
     def _prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
         return render_text(self.tokenizer, prompt).tokens if isinstance(prompt, str) else tuple(prompt)
 
-    def _stream(
-        self, tokens: Sequence[int], params: SamplingParams | None, stop_ids: frozenset[int], continues: bool
-    ) -> Iterator[Delta]:
-        check_prompt(tokens, self.config.vocab_size, self.max_model_len)  # now, not at the first piece
-        return self._pieces(tokens, params or self.default_sampling_params(), stop_ids, continues)
-
-    def _pieces(
-        self, tokens: Sequence[int], params: SamplingParams, stop_ids: frozenset[int], continues: bool
-    ) -> Iterator[Delta]:
-        stops = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}
-        detokenizer = IncrementalDetokenizer(self.tokenizer, continues=continues)
-        stopped = False
-        generated = generate(self.model, tokens, params, stop_ids, self.max_model_len)
-        while True:
-            with _memory_in_words(self.model.device):
-                token = next(generated, None)
-            if token is None:
-                break
-            stopped = token in stops
-            yield Delta("" if stopped else detokenizer.push(token), (token,))
-        yield Delta(detokenizer.finish(), (), "stop" if stopped else "length")
+    async def _adeltas(self, handle: Handle) -> AsyncIterator[Delta]:
+        try:
+            async for event in handle:
+                delta = as_delta(event, self.tokenizer)
+                if delta is not None:
+                    yield delta
+        finally:
+            handle.cancel()
 
 
-def _collect(prompt: Sequence[int], deltas: Iterator[Delta]) -> RequestOutput:
-    pieces = list(deltas)
-    reason = pieces[-1].finish_reason
-    assert reason is not None, "the last piece says why it is the last"
-    output = CompletionOutput(
-        "".join(piece.text for piece in pieces), tuple(i for piece in pieces for i in piece.token_ids), reason
-    )
-    return RequestOutput(tuple(prompt), (output,))
+def _load_draft(
+    options: EngineOptions,
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report,
+) -> Llama | None:
+    """The smaller model that guesses tokens, if one was asked for."""
+    speculative = options.speculative_config
+    if speculative is None or speculative.model is None:
+        return None
+    checkpoint = open_model(speculative.model, report)
+    check_draft(config, checkpoint.config)
+    return load_model(checkpoint, dtype, device, options.max_model_len)
+
+
+def _outputs(collectors: Sequence[Collector], prompts: Sequence[Prompt] = ()) -> list[RequestOutput]:
+    texts = [prompt if isinstance(prompt, str) else None for prompt in prompts] or [None] * len(collectors)
+    return [collector.result(text) for collector, text in zip(collectors, texts, strict=True)]
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -188,58 +364,17 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts  # type: ignore[return-value]
 
 
-@contextmanager
-def _memory_in_words(device: torch.device) -> Iterator[None]:
-    """Turns torch's errors about memory into one that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        # On the CPU torch has no type of its own for it.
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise RequestError(
-                f"not enough memory on {device}: `corral plan` shows what fits; a shorter context, a smaller "
-                "dtype or a smaller model takes less"
-            ) from error
-        raise
+def _as_dialogs(messages: Dialog | Sequence[Dialog]) -> Sequence[Dialog]:
+    """One dialog is a list of one."""
+    if not messages or isinstance(messages[0], Message | Mapping):
+        return [messages]  # type: ignore[list-item]
+    return messages  # type: ignore[return-value]
 
 
-def _context_length(config: LlamaConfig, asked: int | None) -> int:
-    longest: int = config.max_position_embeddings
-    if asked is None:
-        return longest
-    if asked < 1:
-        raise RequestError(f"max_model_len is {asked}; it must be at least 1")
-    stretches = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
-    if asked > longest and not stretches:
-        raise RequestError(f"max_model_len is {asked}, but the model's context is {longest}")
-    return asked
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise RequestError(f"device {name!r} is not available here; use cpu or auto") from None
-    return device
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The floating-point type with this name.
-
-    Raises:
-        RequestError: it is none of float32, bfloat16 and float16.
-    """
-    if name not in DTYPES:
-        raise RequestError(f"dtype is {name!r}; it must be {', '.join(DTYPES)} or auto")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return parse_dtype(name)
+def _for_each(name: str, values: T | Sequence[T], count: int) -> Sequence[T]:
+    """One value for each of `count` prompts."""
+    if not isinstance(values, Sequence):
+        return [values] * count
+    if len(values) != count:
+        raise RequestError(f"{name} has {len(values)} entries for {count} prompts; give one, or one for each")
+    return values

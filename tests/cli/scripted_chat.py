@@ -14,7 +14,7 @@ from corral.cli.chat_input import ChatInput
 from corral.cli.chat_session import ChatSession
 from corral.cli.chat_terminal import ChatTerminal, converse
 from corral.engine.outputs import Delta
-from corral.engine.sampling import SamplingParams
+from corral.engine.sampling.params import SamplingParams
 from corral.text.messages import Message
 from corral.text.rendered import Rendered
 
@@ -36,8 +36,13 @@ class ScriptedModel:
         return Rendered(tokens, (False,) * len(tokens), frozenset())
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Delta]:
+        params = sampling_params
         self.asked.append(tuple(messages))
         longest = len(self.text) if params is None or params.max_tokens is None else params.max_tokens
         return self._pieces(longest)

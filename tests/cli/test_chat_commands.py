@@ -8,7 +8,7 @@ import pytest
 
 from corral.cli.chat_commands import COMMANDS, is_command, is_unfinished, run_command, unwrap
 from corral.cli.chat_session import SETTINGS, ChatSession
-from corral.engine.sampling import SamplingParams
+from corral.engine.sampling.params import SamplingParams
 from corral.errors import CorralError
 from tests.cli.scripted_chat import ScriptedModel
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corral.cli.chat_file import ChatError, read_chat, write_chat
 from corral.cli.chat_session import Answer, ChatSession, Exchange
-from corral.engine.sampling import SamplingParams
+from corral.engine.sampling.params import SamplingParams
 from corral.errors import RequestError
 from corral.text.messages import Message
 from tests.cli.scripted_chat import ScriptedModel

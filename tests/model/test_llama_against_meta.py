@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from corral.engine.generate import KVCache
+from tests.engine.reference_loop import KVCache
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from tests.checkpoints.writers import meta_state_dict

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig as OracleConfig
 from transformers import LlamaForCausalLM
 
-from corral.engine.generate import KVCache
+from tests.engine.reference_loop import KVCache
 from corral.model.attention import PackedCausal
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.llama import Llama

@@ -96,9 +96,9 @@ def test_the_kv_cache_is_as_large_as_the_one_transformers_fills(dtype: str) -> N
     assert batch * tokens * kv_bytes_per_token(config, kv_format(dtype)) == real
 
 
-def test_an_int8_kv_cache_has_a_float16_scale_for_each_token_and_head() -> None:
+def test_an_int8_kv_cache_has_a_bfloat16_scale_for_each_token_and_head() -> None:
     entry = (
-        torch.zeros(LLAMA_8B.head_dim, dtype=torch.int8).nbytes + torch.zeros(1, dtype=torch.float16).nbytes
+        torch.zeros(LLAMA_8B.head_dim, dtype=torch.int8).nbytes + torch.zeros(1, dtype=torch.bfloat16).nbytes
     )
     expected = 2 * LLAMA_8B.num_hidden_layers * LLAMA_8B.num_key_value_heads * entry
     assert kv_bytes_per_token(LLAMA_8B, kv_format("int8")) == expected

@@ -94,7 +94,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} does not exist") from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); it may be truncated") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} must hold a JSON object")

@@ -29,21 +29,16 @@ Stats = Annotated[
 ]
 
 
+@options.grouped
 def chat(
     model: options.Model = options.DEFAULT,
     prompt: Prompt = None,
     system: System = None,
     load: Load = None,
     max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    context: options.Context = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    choosing: options.Choosing = options.Choosing(),
+    running: options.Running = options.Running(),
+    adapter: options.Adapter = None,
     prompt_format: options.PromptFormat = None,
     stats: Stats = None,
 ) -> None:
@@ -61,24 +56,16 @@ def chat(
         corral chat --load talk.json --temperature 0.7
     """
     question = _question(prompt)
-    given = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
+    given = {**({} if max_tokens is None else {"max_tokens": max_tokens}), **choosing.given()}
     saved = _checked(load, given)
     if question is None:
         typer.echo(f"Loading {model}", err=True)
-    llm = options.load(
-        model, dtype=dtype, device=device, context=context, prompt_format=prompt_format, for_chat=True
-    )
+    llm = options.load(model, running, adapter=adapter, prompt_format=prompt_format, for_chat=True)
     from corral.cli.chat_session import ChatSession
 
-    session = ChatSession(llm, llm.default_sampling_params())
+    session = ChatSession(
+        llm, llm.default_sampling_params(), adapter=None if adapter is None else options.ADAPTER
+    )
     if saved is not None:
         session.restore(saved)
     session.params = options.sampling(session.params, **given)
@@ -120,7 +107,7 @@ def _piped_text() -> str | None:
 def _checked(load: Path | None, given: dict[str, int | float | None]) -> SavedChat | None:
     """The dialog to go on with. It and the settings are looked at before a model is fetched and read."""
     from corral.cli.chat_file import read_chat
-    from corral.engine.sampling import SamplingParams
+    from corral.engine.sampling.params import SamplingParams
 
     options.sampling(SamplingParams(), **given)
     return None if load is None else read_chat(load)

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from corral.cli.chat_file import ChatError, SavedChat, is_text
-from corral.engine.outputs import Delta, FinishReason
+from corral.engine.events import FinishReason
+from corral.engine.outputs import Delta
 from corral.text.messages import Message
 from corral.text.rendered import Rendered
 
 if TYPE_CHECKING:
-    from corral.engine.sampling import SamplingParams
+    from corral.engine.sampling.params import SamplingParams
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
 
@@ -31,8 +32,19 @@ class ChatModel(Protocol):
     def render(self, messages: Sequence[Message]) -> Rendered: ...
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Delta]: ...
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """Pieces whose making can be ended early."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,8 @@ class Answer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pieces = iter(())  # frees the model's cache
+        if isinstance(self._pieces, Closeable):
+            self._pieces.close()  # frees the model's cache
         if kind is None:
             self._keep(self)
 
@@ -84,7 +97,7 @@ class Answer:
     @property
     def interrupted(self) -> bool:
         """Whether it did not come to its end."""
-        return self.finish_reason is None
+        return self.finish_reason in (None, "cancelled")
 
     @property
     def seconds_to_first_token(self) -> float:
@@ -99,10 +112,11 @@ class Answer:
 
 
 class ChatSession:
-    """A dialog with a model."""
+    """A dialog with a model, and with one of its adapters where it is named."""
 
-    def __init__(self, model: ChatModel, params: SamplingParams) -> None:
+    def __init__(self, model: ChatModel, params: SamplingParams, adapter: str | None = None) -> None:
         self.model = model
+        self.adapter = adapter
         self.params = params
         self.exchanges: tuple[Exchange, ...] = ()
         self._defaults = params
@@ -192,7 +206,8 @@ class ChatSession:
         self.params, self.system, self.exchanges = params, system, exchanges
 
     def _answer(self, before: tuple[Exchange, ...], question: Message) -> Answer:
-        pieces = self.model.stream_chat([*self.messages(before), question], self.params)
+        messages = [*self.messages(before), question]
+        pieces = self.model.stream_chat(messages, self.params, adapter=self.adapter)
         return Answer(pieces, lambda answer: self._keep(before, question, answer))
 
     def _keep(self, before: tuple[Exchange, ...], question: Message, answer: Answer) -> None:

@@ -49,7 +49,7 @@ def export(
     from corral.checkpoints.hf_writer import export_hf
     from corral.checkpoints.source import open_model
     from corral.cli.progress import TerminalReport
-    from corral.llm import parse_dtype
+    from corral.devices import parse_dtype
     from corral.text.prompt_format import family_with_template
 
     assert to is Format.hf, "typer accepts only known formats"

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import corral
+from corral.cli.bench import bench
 from corral.cli.chat import chat
 from corral.cli.export import export
 from corral.cli.generate import generate
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (chat, generate, pull, info, export, plan):
+for verb in (chat, generate, pull, info, export, plan, bench):
     app.command()(verb)
 
 

@@ -1,11 +1,21 @@
-"""What a download has to say, on the terminal: bars while somebody watches, single lines otherwise."""
+"""How long work stands, on the terminal: bars while somebody watches, single lines otherwise."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 class TerminalReport:
@@ -50,3 +60,41 @@ class TerminalReport:
         if description not in self._tasks:
             self._tasks[description] = self._bars.add_task(description, total=total)
         self._bars.update(self._tasks[description], completed=done, total=total)
+
+
+class RowProgress:
+    """A bar on standard error for rows that are worked off; nothing where that is no terminal.
+
+    `done` of `total` rows were there before.
+    """
+
+    def __init__(self, done: int, total: int, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("rows"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bars.add_task("", total=total, completed=done, speed="")
+        self._begun, self._tokens, self._failed = time.monotonic(), 0, 0
+
+    def __enter__(self) -> RowProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def add(self, tokens: int, failed: bool) -> None:
+        """Counts a row with the tokens that it gave."""
+        self._tokens += tokens
+        self._failed += failed
+        speed = f"{self._tokens / max(time.monotonic() - self._begun, 1e-9):,.0f} tokens/s"
+        said = f"{speed}, {self._failed} failed" if self._failed else speed
+        self._bars.update(self._task, advance=1, speed=said)

@@ -1,8 +1,8 @@
 """The Llama network (Touvron et al., 2023, arXiv:2302.13971; Grattafiori et al., 2024, arXiv:2407.21783).
 
 There is no batch dimension and no padding: the tokens of all sequences lie in one flat row of T, with a
-position each, and `attend` decides which of them see each other. Parameter names are those of Hugging
-Face's checkpoints.
+position each, and `attend` decides which of them see each other. `project` applies the linear layers, so
+that adapters are added from outside. Parameter names are those of Hugging Face's checkpoints.
 
 Letters in shapes: T tokens, D hidden_size, H attention heads, K key-value heads, E head_dim, F
 intermediate_size.
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from corral.model.attention import Attend
 from corral.model.config import LlamaConfig
+from corral.model.project import Project, plain
 from corral.model.rope import inverse_frequencies, rotate, rotation
 
 
@@ -67,13 +68,13 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_size, bias=bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, H, E]
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, K, E]
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, K, E]
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
+        heads = (-1, self.head_dim)
+        q = torch.unflatten(project(self.q_proj, x), -1, heads)  # [T, H, E]
+        k = torch.unflatten(project(self.k_proj, x), -1, heads)  # [T, K, E]
+        v = torch.unflatten(project(self.v_proj, x), -1, heads)  # [T, K, E]
         mixed = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [T, H, E]
-        output: Tensor = self.o_proj(mixed.flatten(1))  # [T, D]
-        return output
+        return project(self.o_proj, mixed.flatten(1))  # [T, D]
 
 
 class MLP(nn.Module):
@@ -85,9 +86,9 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # [T, F] -> [T, D]
-        return output
+    def forward(self, x: Tensor, project: Project) -> Tensor:
+        gated = F.silu(project(self.gate_proj, x)) * project(self.up_proj, x)  # [T, F]
+        return project(self.down_proj, gated)  # [T, D]
 
 
 class Layer(nn.Module):
@@ -100,9 +101,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        output: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend, project)
+        output: Tensor = x + self.mlp(self.post_attention_layernorm(x), project)
         return output
 
 
@@ -134,19 +135,18 @@ class Llama(nn.Module):
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
         self.inverse_frequencies: Tensor
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, project: Project = plain) -> Tensor:
         """Hidden states [T, D], normalized for the head, of tokens [T] at positions [T]."""
         cos, sin = rotation(self.inverse_frequencies, positions)
         x: Tensor = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
-            x = layer(x, cos, sin, attend)
+            x = layer(x, cos, sin, attend, project)
         hidden: Tensor = self.model.norm(x)
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, project: Project = plain) -> Tensor:
         """Scores of the next token [rows, vocab_size] for the hidden states [rows, D] that are needed."""
-        scores: Tensor = self.lm_head(hidden)
-        return scores
+        return project(self.lm_head, hidden)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,1 @@
+"""The key-value cache: blocks, prefixes, tensors, and how much memory they get."""

@@ -1,0 +1,272 @@
+"""What the engine's thread does: takes requests on, runs steps, says what came of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from corral.engine.events import Failed, Finished, FinishReason, PromptScored, Started, Tokens
+from corral.engine.run.runner import Runner
+from corral.engine.sampling.sampler import Sampled
+from corral.engine.sampling.stop_strings import OutputText
+from corral.engine.scheduler import Scheduler, Work
+from corral.engine.sequence import RunningRequest, Sequence
+from corral.engine.speculation.speculator import Speculator
+from corral.engine.stats import Counters
+from corral.engine.step import Outcome, compute
+from corral.errors import CorralError, EngineError
+from corral.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """The engine without its thread: whoever calls it, calls it from one thread at a time.
+
+    Attributes:
+        requests: those that were taken on and have not ended.
+        counters: what has been done since the start.
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, speculator: Speculator, tokenizer: Tokenizer | None
+    ) -> None:
+        self.requests: set[RunningRequest] = set()
+        self.counters = Counters()
+        self.scheduler = scheduler
+        self._runner, self._speculator, self._tokenizer = runner, speculator, tokenizer
+        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="corral-grammar")
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, owner: RunningRequest, sequence: Sequence) -> None:
+        """Takes a request on; its first sequence waits for its turn."""
+        self.requests.add(owner)
+        owner.sequences = [sequence]
+        self.scheduler.add(sequence)
+
+    def output_text(self, owner: RunningRequest) -> OutputText:
+        """An empty output."""
+        return OutputText(self._tokenizer, owner.request.params, owner.request.continues)
+
+    def cancel(self, owner: RunningRequest, message: str) -> None:
+        """Ends what is left of a request."""
+        for sequence in list(owner.sequences):
+            unborn = sequence.forks_left
+            self._finish(sequence, "cancelled", message=message)
+            for index in range(sequence.index + 1, sequence.index + 1 + unborn):
+                usage, timings = sequence.usage(), sequence.timings()
+                owner.handle.push(Finished(index, "cancelled", usage, timings, message=message))
+
+    def fail(self, owner: RunningRequest, error: CorralError) -> None:
+        """Ends a request that could not be run."""
+        self.requests.discard(owner)
+        try:
+            for sequence in list(owner.sequences):
+                self._discard(sequence)
+        finally:
+            owner.handle.push(Failed(error))
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends every request: for a bug, so that none hangs for it and the next ones may go well."""
+        for owner in list(self.requests):
+            self.fail(owner, _as_corral_error(error))
+
+    def expire(self) -> None:
+        """Cancels the requests whose time is over."""
+        now = time.monotonic()
+        for owner in [r for r in self.requests if r.deadline is not None and r.deadline <= now]:
+            self.cancel(owner, f"the timeout of {owner.request.timeout:g} s has passed")
+
+    def step(self) -> None:
+        """Runs one step, if there is work."""
+        works = self.scheduler.schedule()
+        if not works:
+            return
+        self._start(works)
+        copies = [pair for work in works for pair in work.copies]
+        if copies:
+            self._runner.copy_blocks(copies)
+            self._speculator.copy_blocks(copies)
+        began = time.perf_counter()
+        drafts = self._speculator.propose(works)
+        try:
+            outcomes = compute(works, drafts, self._runner, self._grammars)
+        except Exception as error:
+            self._run_alone(works, drafts, error)
+        else:
+            self._speculator.record_step(works, drafts, time.perf_counter() - began)
+            for outcome in outcomes:
+                self._keep(outcome)
+        self.counters.steps += 1
+
+    def close(self) -> None:
+        """Ends what the engine has started beside its thread."""
+        self._grammars.shutdown()
+
+    def _run_alone(self, works: list[Work], drafts: list[list[int]], error: Exception) -> None:
+        """Runs each sequence of a step that raised for itself: who raises again is the culprit."""
+        logger.warning("a step of %d sequences failed: %s", len(works), error, exc_info=error)
+        for work, guesses in zip(works, drafts, strict=True):
+            if len(works) > 1:
+                try:
+                    (outcome,) = compute([work], [guesses], self._runner, self._grammars)
+                except Exception as own:
+                    error = own
+                else:
+                    self._keep(outcome)
+                    continue
+            self.counters.failures += 1
+            self.fail(work.sequence.owner, _as_corral_error(error))
+
+    def _start(self, works: list[Work]) -> None:
+        """Says of requests that are in a step for the first time that they have started."""
+        for work in works:
+            owner = work.sequence.owner
+            if owner.started is None:
+                owner.started = time.monotonic()
+                owner.cached_tokens = work.sequence.num_computed
+                self.counters.prompt_tokens += work.sequence.num_prompt
+                self.counters.cached_tokens += owner.cached_tokens
+                owner.handle.push(Started(work.sequence.num_prompt, owner.cached_tokens))
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Makes what a step gave for a sequence part of it."""
+        sequence = outcome.work.sequence
+        if sequence not in sequence.owner.sequences:
+            return  # its request has ended in this very step
+        self._keep_score(outcome)
+        sequence.num_computed += outcome.work.count
+        sequence.table.commit(sequence.tokens, sequence.num_computed)
+        if sequence.owner.request.score is not None:
+            if sequence.num_remaining == 0:
+                self._finish(sequence, "stop")
+            return
+        outputs = [sequence, *self._forks(sequence)] if outcome.choices else []
+        for output, sampled in zip(outputs, outcome.choices, strict=True):
+            if outcome.num_drafts:
+                self._record_drafts(output, outcome.num_drafts, len(sampled) - 1)
+            self._advance(output, sampled)
+
+    def _keep_score(self, outcome: Outcome) -> None:
+        sequence = outcome.work.sequence
+        score = sequence.owner.score
+        if score is None or score.told:
+            return
+        score.logprobs += outcome.scored
+        if outcome.next_tokens is not None:
+            score.next_tokens = outcome.next_tokens
+        if sequence.num_computed + outcome.work.count >= sequence.num_prompt:
+            score.told = True
+            event = PromptScored(score.wanted.start, tuple(score.logprobs), score.next_tokens or ())
+            sequence.owner.handle.push(event)
+
+    def _forks(self, sequence: Sequence) -> list[Sequence]:
+        """The further outputs of a request, at the moment when its prompt has been read."""
+        owner = sequence.owner
+        first, last = sequence.index + 1, sequence.index + sequence.forks_left
+        forks = [sequence.fork(index, self.output_text(owner)) for index in range(first, last + 1)]
+        sequence.forks_left = 0
+        for fork in forks:
+            owner.sequences.append(fork)
+            self.scheduler.add_fork(fork)
+        return forks
+
+    def _record_drafts(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        sequence.draft_tokens += drafted
+        sequence.accepted_tokens += accepted
+        self.counters.draft_tokens += drafted
+        self.counters.accepted_tokens += accepted
+        self._speculator.record(sequence, drafted, accepted)
+
+    def _advance(self, sequence: Sequence, sampled: list[Sampled]) -> None:
+        """Goes on with the tokens that were chosen, up to the one that ends the output."""
+        params, before = sequence.owner.request.params, len(sequence.tokens)
+        sequence.first_token = sequence.first_token or time.monotonic()
+        text, end = _append(sequence, sampled)
+        ids = tuple(sequence.tokens[before:])
+        self.counters.generated_tokens += len(ids)
+        # Of the tokens that stand, all but the last have their keys and values cached.
+        sequence.num_computed = max(sequence.num_computed, len(sequence.tokens) - 1)
+        sequence.table.commit(sequence.tokens, sequence.num_computed)
+        if ids or text:
+            logprobs = tuple(t.logprobs for t in sampled[: len(ids)] if t.logprobs is not None)
+            asked = params.logprobs is not None
+            sequence.owner.handle.push(Tokens(sequence.index, ids, text, logprobs if asked else None))
+        if end is not None:
+            self._finish(sequence, end.reason, stop=end.stop, message=end.message)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        stop: int | str | None = None,
+        message: str | None = None,
+    ) -> None:
+        owner = sequence.owner
+        sequence.finished = reason
+        usage, timings = sequence.usage(), sequence.timings()
+        if reason == "error":
+            self._discard(sequence)
+        else:
+            self._remove(sequence)
+        if not owner.sequences:
+            self.requests.discard(owner)
+        self.counters.finished[reason] += 1
+        owner.handle.push(Finished(sequence.index, reason, usage, timings, stop, message))
+
+    def _discard(self, sequence: Sequence) -> None:
+        """Removes a sequence that went wrong: what it has cached, which may not be numbers, goes with it."""
+        spoilt = sequence.table.discard()
+        self._runner.clear_blocks(spoilt)
+        self._speculator.clear_blocks(spoilt)
+        self._remove(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self._speculator.forget(sequence)
+        sequence.owner.sequences.remove(sequence)
+
+
+@dataclass(frozen=True)
+class _End:
+    reason: FinishReason
+    stop: int | str | None = None
+    message: str | None = None
+
+
+def _append(sequence: Sequence, sampled: list[Sampled]) -> tuple[str, _End | None]:
+    """Appends tokens up to one that ends the output; gives the text that is certain, and the end."""
+    text = ""
+    for token in sampled:
+        if token.error is not None:
+            return text + sequence.text.finish(), _End("error", message=token.error)
+        try:
+            sequence.append(token.token_id)
+        except CorralError as error:  # the grammar has reached one of its limits
+            return text + sequence.text.finish(), _End("error", message=str(error))
+        if token.token_id in sequence.owner.stops:
+            asked = token.token_id in sequence.owner.request.params.stop_token_ids
+            return text + sequence.text.finish(), _End("stop", token.token_id if asked else None)
+        text += sequence.text.push(token.token_id)
+        if sequence.text.stopped is not None:
+            return text, _End("stop", sequence.text.stopped)
+        if sequence.matcher is not None and sequence.matcher.finished:
+            return text + sequence.text.finish(), _End("stop")
+        if sequence.num_generated >= sequence.owner.max_tokens:
+            return text + sequence.text.finish(), _End("length")
+    return text, None
+
+
+def _as_corral_error(error: Exception) -> CorralError:
+    """An error that a caller can read; the original one is its cause."""
+    if isinstance(error, CorralError):
+        return error
+    wrapped = EngineError(f"the request failed in the engine: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,1 @@
+"""Constrained decoding: grammars compiled before admission, masks while the network runs."""

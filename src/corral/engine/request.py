@@ -1,0 +1,71 @@
+"""What is asked of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from corral.engine.sampling.checks import require_number, require_whole
+from corral.engine.sampling.params import MAX_LOGPROBS, SamplingParams
+from corral.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of given tokens, instead of new ones.
+
+    Attributes:
+        start: the first token to score, at least 1: the very first has nothing before it.
+        top: give so many of the most likely tokens at each place too (0 to 20).
+        next_top: the same for the place after the last token.
+        next_token_ids: tokens whose log-probability after the last token is wanted.
+    """
+
+    start: int = 1
+    top: int = 0
+    next_top: int = 0
+    next_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "next_token_ids", tuple(self.next_token_ids))
+        require_whole("score.start", self.start, low=1)
+        require_whole("score.top", self.top, low=0, high=MAX_LOGPROBS)
+        require_whole("score.next_top", self.next_top, low=0, high=MAX_LOGPROBS)
+        for token_id in self.next_token_ids:
+            require_whole("score.next_token_ids", token_id, low=0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and what to do with it.
+
+    Attributes:
+        tokens: the prompt.
+        params: how to go on from it; not used where `score` is given.
+        stop_ids: the ids that end a text, from the model or the prompt format.
+        continues: the output goes on from the prompt's last text, so that a leading space is kept.
+        score: score the prompt instead of going on from it.
+        adapter: the name of a loaded adapter.
+        cache_salt: requests share cached prefixes only with those of the same salt: one for each tenant.
+        priority: lower comes first; equal ones in the order of their arrival.
+        timeout: seconds from now after which the request is cancelled.
+    """
+
+    tokens: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    stop_ids: frozenset[int] = frozenset()
+    continues: bool = False
+    score: Score | None = None
+    adapter: str | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        require_whole("priority", self.priority, low=-(2**31), high=2**31)
+        if self.timeout is not None:
+            require_number("timeout", self.timeout, low=0.0, low_open=True)
+        if not isinstance(self.cache_salt, str):
+            raise RequestError(f"cache_salt is {self.cache_salt!r}; it must be a text")

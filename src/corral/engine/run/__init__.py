@@ -1,0 +1,1 @@
+"""A step on the device: the batch, the runner, paged attention, adapters."""

@@ -1,0 +1,1 @@
+"""Speculation: tokens guessed ahead, and checked by the model that would have written them."""
