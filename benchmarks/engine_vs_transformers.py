@@ -47,12 +47,9 @@ def main() -> None:
     limits = EngineOptions(max_model_len=longest, max_num_seqs=max(options.concurrency))
     engine = build_engine(model, None, limits)
     sides = {"corral": corral_side(engine), "transformers": transformers_side(peer_of(model), device)}
-    print(
-        f"{platform.machine()}, {device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-    )
-    print(
-        f"transformers {transformers.__version__}; {options.model}, {model.dtype}, {options.rounds} rounds\n"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{platform.machine()}, {device.type}, {torch.get_num_threads()} threads, {versions}")
+    print(f"{options.model}, {model.dtype}, medians of {options.rounds} rounds\n")
     try:
         compare_batches(sides, model.config.vocab_size, options)
         compare_single(sides, model.config.vocab_size, options)
@@ -172,10 +169,8 @@ def header(what: str) -> None:
 def row(label: str, speeds: dict[str, list[float]]) -> None:
     mine, others = speeds["corral"], speeds["transformers"]
     ratio = statistics.median(a / b for a, b in zip(mine, others, strict=True))
-    print(
-        f"| {label} | {statistics.median(mine):.1f} | {statistics.median(others):.1f} | {ratio:.2f} |",
-        flush=True,
-    )
+    medians = f"{statistics.median(mine):.1f} | {statistics.median(others):.1f}"
+    print(f"| {label} | {medians} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from corral import LLM, Message, SamplingParams
-from corral.errors import RenderError, RequestError
+from corral.engine.outputs import RequestOutput
+from corral.engine.request import Score
+from corral.engine.run.runner import TorchRunner
+from corral.errors import CorralError, RenderError, RequestError
 from corral.llm import Prompt
 from corral.text.rendered import RenderOptions
 from tests.checkpoints.writers import write_chat_model
@@ -99,6 +104,107 @@ def test_too_little_memory_is_explained(llm: LLM, monkeypatch: pytest.MonkeyPatc
         torch.empty(2**60)  # what torch really says
         raise AssertionError
 
-    monkeypatch.setattr("corral.engine.generate._prefill", fail)
-    with pytest.raises(RequestError, match="not enough memory on cpu"):
-        llm.chat(QUESTION, GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchRunner, "run", fail)
+        with pytest.raises(RequestError, match="not enough memory"):
+            llm.chat(QUESTION, GREEDY)
+    assert "Paris" in llm.chat(QUESTION, GREEDY)[0].outputs[0].text  # the engine goes on
+
+
+def test_outputs_have_what_users_of_vllm_know(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=5, logprobs=2, prompt_logprobs=1)
+    (first,) = llm.generate("The capital of Italy is", params)
+    assert first.prompt == "The capital of Italy is"
+    assert first.prompt_logprobs is not None
+    assert first.prompt_logprobs[0] is None
+    assert len(first.prompt_logprobs) == len(first.prompt_token_ids)
+    (output,) = first.outputs
+    assert output.logprobs is not None
+    assert output.cumulative_logprob == pytest.approx(
+        sum(at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True))
+    )
+    chosen = output.logprobs[0][output.token_ids[0]]
+    assert (chosen.rank, chosen.decoded_token) == (1, " Rome")
+
+
+def test_several_dialogs_and_several_settings_run_together(llm: LLM) -> None:
+    dialogs = [QUESTION, [{"role": "user", "content": "Say hello."}]]
+    short, long = (replace(GREEDY, max_tokens=count) for count in (2, 6))
+    together = llm.chat(dialogs, [short, long])
+    assert [len(result.outputs[0].token_ids) for result in together] == [2, 6]
+    assert together == [llm.chat(QUESTION, short)[0], llm.chat(dialogs[1], long)[0]]
+    with pytest.raises(RequestError, match="sampling_params has 2 entries for 3 prompts"):
+        llm.generate(["a", "b", "c"], [short, long])
+
+
+def test_scores_tell_a_true_sentence_from_a_false_one(llm: LLM) -> None:
+    true, false = llm.score(["The capital of France is Paris.", "The capital of France is potato."])
+    assert true.total > false.total
+    assert len(true.token_logprobs) == len(true.token_ids) - 1
+    (last,) = llm.score("The capital of France is", Score(start=5, next_top=3))
+    assert next(iter(last.next_tokens.values())).decoded_token == " Paris"
+
+
+def test_an_event_loop_gets_the_same(llm: LLM) -> None:
+    async def ask() -> tuple[list[RequestOutput], str, list[RequestOutput]]:
+        outputs = await llm.agenerate(["The capital of Italy is", "2 + 2 ="], GREEDY)
+        text = "".join([delta.text async for delta in llm.astream("2 + 2 =", GREEDY)])
+        return outputs, text, await llm.achat(QUESTION, GREEDY)
+
+    outputs, text, answer = asyncio.run(ask())
+    assert outputs == llm.generate(["The capital of Italy is", "2 + 2 ="], GREEDY)
+    assert text == outputs[1].outputs[0].text
+    assert answer == llm.chat(QUESTION, GREEDY)
+
+
+def test_a_task_that_is_cancelled_cancels_its_request(llm: LLM) -> None:
+    async def leave() -> None:
+        forever = SamplingParams(temperature=0.0, ignore_eos=True)
+        task = asyncio.create_task(llm.agenerate("Once upon a time", forever))
+        while not llm.engine.stats().running:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    llm.engine.check_integrity()
+    assert llm.engine.stats().running == 0
+
+
+def test_who_leaves_a_stream_frees_its_blocks(llm: LLM) -> None:
+    stream = llm.stream("Once upon a time", SamplingParams(temperature=0.0, ignore_eos=True))
+    next(stream)
+    del stream
+    llm.engine.check_integrity()  # waits for the step that is running
+    assert llm.engine.stats().blocks_used == 0
+
+
+def test_prompt_lookup_speeds_up_what_repeats_and_changes_nothing(llm: LLM, smollm2_path: Path) -> None:
+    prompt = "one two three four five " * 6
+    params = replace(GREEDY, max_tokens=40, ignore_eos=True)
+    guessing = {"method": "prompt_lookup", "num_speculative_tokens": 4}
+    with LLM(str(smollm2_path), dtype="float32", speculative_config=guessing) as quick:
+        (output,) = quick.generate(prompt, params)
+        assert output == llm.generate(prompt, params)[0]
+        assert quick.engine.stats().counters.accepted_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"kv_cache_dtype": "int3"}, "kv_cache_dtype is 'int3'"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 8}, "must be more than max_num_seqs"),
+        ({"kv_cache_memory": 1}, "kv_cache_memory"),
+        ({"max_model_length": 1}, "max_model_length is no option"),
+        ({"speculative_config": {"method": "magic"}}, "speculative_config.method is 'magic'"),
+        ({"speculative_config": {"methods": "ngram"}}, "speculative_config.methods is no option"),
+        ({"adapters": {"mine": "/nowhere"}}, "/nowhere"),
+    ],
+)
+def test_a_bad_option_is_refused_by_its_name(tmp_path: Path, option: dict[str, Any], said: str) -> None:
+    write_chat_model(tmp_path)
+    with pytest.raises(CorralError) as refusal:
+        LLM(str(tmp_path), **option)
+    assert said in str(refusal.value)

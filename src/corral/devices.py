@@ -57,8 +57,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(device: torch.device | str) -> RequestError:
     """The error that says so, and what to do."""
     return RequestError(
-        f"not enough memory on {device}: `corral plan` shows what fits; a shorter context, a smaller dtype or a "
-        "smaller model takes less"
+        f"not enough memory on {device}: `corral plan` shows what fits; a shorter context, a smaller dtype "
+        "or a smaller model takes less"
     )
 
 

@@ -76,7 +76,7 @@ def test_wrong_usage_is_found_before_a_model_is_looked_for(
 def test_a_prompt_longer_than_the_context_is_explained(smollm2_path: Path) -> None:
     done = run(smollm2_path, "--context", 20, "-p", "word " * 100)
     assert done.returncode == 1
-    assert b"and the context 20; shorten the prompt" in done.stderr
+    assert b"and the context has room for 19; shorten the prompt" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -126,13 +126,13 @@ def test_a_dialog_survives_ctrl_c_and_goes_on_in_a_new_process(smollm2_path: Pat
 
 
 def test_a_dialog_that_no_longer_fits_is_explained_and_kept(smollm2_path: Path, tmp_path: Path) -> None:
-    command = [*CHAT, str(smollm2_path), "--context", "100", "--max-tokens", "5"]
+    command = [*CHAT, str(smollm2_path), "--context", "100", "--max-tokens", "2"]
     with terminal(command, {"CORRAL_CACHE": str(tmp_path)}, columns=300) as screen:
         screen.wait_for(PROMPT)
         screen.send("Hello." + ENTER)
         screen.wait_for("cut off")
         screen.send("word " * 60 + ENTER)
-        screen.wait_for("and the context 100; shorten the prompt")
+        screen.wait_for("and the context has room for 99; shorten the prompt")
         screen.wait_for("/undo drops the last exchange, /reset all of them")
         screen.send("/undo" + ENTER)
         screen.wait_for("Dropped: Hello.")

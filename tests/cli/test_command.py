@@ -17,7 +17,7 @@ from corral.cli.main import run
 from tests.checkpoints.writers import write_chat_model, write_meta
 from tests.random_models import SMALL_CHAT, random_model
 
-VERBS = ("chat", "generate", "pull", "info", "export", "plan")
+VERBS = ("chat", "generate", "pull", "info", "export", "plan", "bench")
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "a prompt longer than the context": (
         lambda _: None,
         ["chat", "MODEL", "-p", "many words " * 90],
-        "and the context 64",
+        "and the context has room for 63",
     ),
     "a sampling value out of range": (
         lambda _: None,

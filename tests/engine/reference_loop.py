@@ -29,8 +29,8 @@ class KVCache:
     def __init__(self, config: LlamaConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         self.length = 0
         shape = (config.num_hidden_layers, capacity, config.num_key_value_heads, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.length + k.shape[0]
@@ -50,7 +50,7 @@ def generate(
     stop_ids: Set[int],
     context_length: int,
 ) -> Iterator[int]:
-    """Generates token ids one by one; the last is a stop id unless `max_tokens` or the context ended first."""
+    """Generates token ids; the last is a stop id unless `max_tokens` or the context ended first."""
     room = context_length - len(prompt)
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     stops = set(params.stop_token_ids) | (set() if params.ignore_eos else stop_ids)

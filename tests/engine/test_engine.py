@@ -87,7 +87,7 @@ def test_events_come_in_an_event_loop_too(engine: Engine) -> None:
     async def collect(request: Request) -> list[Event]:
         return [event async for event in engine.submit(request)]
 
-    async def both() -> list[list[Event]]:
+    async def both() -> tuple[list[Event], list[Event]]:
         return await asyncio.gather(collect(Request([5, 6], GREEDY)), collect(Request([7], GREEDY)))
 
     first, second = asyncio.run(both())
@@ -263,7 +263,8 @@ def test_closing_drains_or_cancels(llama31_model: Llama) -> None:
         assert last.reason == "length"
         with pytest.raises(EngineError, match="closed"):
             engine.submit(Request([5], GREEDY))
-        pytest.raises(EngineError, engine.check_integrity)
+        with pytest.raises(EngineError, match="closed"):
+            engine.check_integrity()
         engine.check_integrity = lambda: None  # type: ignore[method-assign]  # its thread has ended
     with running_engine(llama31_model) as engine:
         handle = engine.submit(Request([5], FOREVER))

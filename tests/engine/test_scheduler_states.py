@@ -18,7 +18,8 @@ from corral.engine.request import Request, Score
 from corral.engine.sampling.params import SamplingParams
 from corral.engine.sampling.random import choice_key
 from corral.engine.scheduler import Scheduler, Work
-from corral.engine.sequence import PromptScore, RunningRequest, Sequence as RunningSequence
+from corral.engine.sequence import PromptScore, RunningRequest
+from corral.engine.sequence import Sequence as RunningSequence
 from corral.engine.speculation.speculation import LookupProposer, Speculation
 from corral.engine.speculation.speculator import NoSpeculation
 from tests.engine.engines import CheckingRunner, EagerControl, digest_of, logits_after

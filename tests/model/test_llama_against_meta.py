@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.reference_loop import KVCache
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from tests.checkpoints.writers import meta_state_dict
+from tests.engine.reference_loop import KVCache
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,7 @@ def reference(llama31_model: Llama, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def cache(llama31_config: LlamaConfig) -> KVCache:
     """A cache as Meta's network has it: whole, and zero where nothing has been written."""
-    cache = KVCache(
-        llama31_config, llama31_config.max_position_embeddings, torch.float32, torch.device("cpu")
-    )
-    cache.reserve(llama31_config.max_position_embeddings)
-    return cache
+    return KVCache(llama31_config, llama31_config.max_position_embeddings, torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("start", [0, 32, 8180, 50_000, 131_040])

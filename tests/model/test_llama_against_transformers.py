@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig as OracleConfig
 from transformers import LlamaForCausalLM
 
-from tests.engine.reference_loop import KVCache
 from corral.model.attention import PackedCausal
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.llama import Llama
+from tests.engine.reference_loop import KVCache
 from tests.random_models import random_model
 
 SMALL = LlamaConfig(

@@ -37,8 +37,8 @@ class SchedulerConfig:
             require_whole("max_prefill_chunk", self.max_prefill_chunk, low=1)
         if self.max_num_batched_tokens <= self.max_num_seqs:
             raise RequestError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be more than max_num_seqs, "
-                f"{self.max_num_seqs}"
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be more than "
+                f"max_num_seqs, {self.max_num_seqs}"
             )
 
     @property

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from corral.devices import is_out_of_memory, out_of_memory
 from corral.engine.events import Failed, Finished, FinishReason, PromptScored, Started, Tokens
 from corral.engine.run.runner import Runner
 from corral.engine.sampling.sampler import Sampled
@@ -267,6 +268,8 @@ def _as_corral_error(error: Exception) -> CorralError:
     """An error that a caller can read; the original one is its cause."""
     if isinstance(error, CorralError):
         return error
-    wrapped = EngineError(f"the request failed in the engine: {type(error).__name__}: {error}")
+    wrapped: CorralError = EngineError(f"the request failed in the engine: {type(error).__name__}: {error}")
+    if is_out_of_memory(error):
+        wrapped = out_of_memory("the device")
     wrapped.__cause__ = error
     return wrapped

@@ -38,9 +38,11 @@ LogprobsByToken = dict[int, Logprob]
 
 @dataclass(frozen=True)
 class Delta:
-    """The next piece of output `index`. `text` may be empty while a character is incomplete; the last piece of
-    an output has a `finish_reason`: "stop" at a stop token or string, "length" at `max_tokens` or the end of
-    the context, "cancelled" when its time was over."""
+    """The next piece of output `index`. `text` may be empty while a character is incomplete.
+
+    The last piece of an output has a `finish_reason`: "stop" at a stop token or string, "length" at
+    `max_tokens` or the end of the context, "cancelled" when its time was over.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -55,8 +57,8 @@ class CompletionOutput:
     """One generated text.
 
     `stop_reason` is the stop string or further stop id that ended it; None where the model's own end did.
-    `cumulative_logprob` is the sum over the chosen tokens; it and `logprobs` are there if they were asked for.
-    `error` says what went wrong, where the reason is "error" or "cancelled".
+    `cumulative_logprob` is the sum over the chosen tokens; it and `logprobs` are there if asked for. `error`
+    says what went wrong, where the reason is "error" or "cancelled".
     """
 
     index: int
@@ -67,8 +69,8 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     logprobs: tuple[LogprobsByToken, ...] | None = None
     error: str | None = None
-    usage: Usage | None = None
-    timings: Timings | None = None
+    usage: Usage | None = field(default=None, compare=False)
+    timings: Timings | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     prompt: str | None = None
     prompt_logprobs: tuple[LogprobsByToken | None, ...] | None = None
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class ScoreOutput:
     start: int
     logprobs: tuple[LogprobsByToken, ...]
     next_tokens: LogprobsByToken
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = field(default=0, compare=False)
 
     @property
     def token_logprobs(self) -> tuple[float, ...]:

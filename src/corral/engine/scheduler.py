@@ -38,11 +38,6 @@ DraftLength = Callable[[Sequence, int], int]
 """How many tokens to guess for a sequence, when so many sequences decode in the step."""
 
 
-def no_drafts(sequence: Sequence, num_decodes: int) -> int:
-    """Guesses nothing."""
-    return 0
-
-
 class Scheduler:
     """Decides, for each step, which sequences run and how many tokens of each.
 
@@ -50,9 +45,7 @@ class Scheduler:
     their rank: the last one is the first to give its blocks back.
     """
 
-    def __init__(
-        self, config: SchedulerConfig, pool: BlockPool, draft_length: DraftLength = no_drafts
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, pool: BlockPool, draft_length: DraftLength) -> None:
         self.config = config
         self.pool = pool
         self.waiting = WaitingQueue(config.max_overtakes)
@@ -113,7 +106,7 @@ class Scheduler:
         return count
 
     def _reserve(self, sequence: Sequence, count: int, drafts: int, works: dict[Sequence, Work]) -> bool:
-        """Finds blocks, if need be those of sequences of a lower rank; False where it had to give up its own."""
+        """Finds blocks, if need be those of lower ranks; False where it had to give up its own."""
         start = sequence.num_computed
         while (copies := sequence.table.reserve(start, start + count + drafts)) is None:
             victim = self.running[-1]

@@ -30,7 +30,8 @@ _NOTHING: frozenset[int] = frozenset()
 class Outcome:
     """What a step gave for one sequence.
 
-    `choices` holds the new tokens: those of the sequence itself, then those of each output that forks from it.
+    `choices` holds the new tokens: those of the sequence itself, then those of each output that forks from
+    it.
     """
 
     work: Work
@@ -149,12 +150,12 @@ def _sample(
     chosen = hidden if hidden_rows == list(range(len(hidden))) else hidden[hidden_rows]
     sampled = iter(sample_rows(runner.logits(chosen, adapters), rows))
     for share, outcome, number in zip(shares, outcomes, numbers, strict=True):
-        mine = [next(sampled) for _ in range(number)]
+        tokens = [next(sampled) for _ in range(number)]
         if share.sequence.forks_left:
-            outcome.choices = [[token] for token in mine]
-        elif mine:
+            outcome.choices = [[token] for token in tokens]
+        elif tokens:
             outcome.num_drafts = number - 1
-            outcome.choices = [accepted(mine, share.drafts)]
+            outcome.choices = [accepted(tokens, share.drafts)]
 
 
 def _sampler_rows(share: _Share, allowed: list[Tensor] | None) -> list[SamplerRow]:

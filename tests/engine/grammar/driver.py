@@ -11,7 +11,7 @@ from torch import Tensor
 from corral.engine.grammar.matcher import Matcher
 from corral.text.tokenizer import Tokenizer
 
-CLOSING = ('"', "}", "]", '"}', '"]', '",', ",", "}}", "0", "@", "Z")
+CLOSING = ('"', "}", "]", '"}', '"]', '",', ",", "}}", "0", "@", "Z", ".", ")")
 
 
 def allowed_ids(mask: Tensor) -> NDArray[np.int64]:

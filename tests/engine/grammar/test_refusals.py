@@ -72,7 +72,7 @@ BAD_SCHEMAS: list[tuple[Any, str]] = [
     (_nested(20_000), "is nested"),
     (_chain(4_000, {}), "more than 200 schemas inside each other"),
     ({"enum": [f"value number {i}" for i in range(20_000)]}, "it may have 262144"),
-    ({"properties": {f"p{i}": {} for i in range(600)}}, "is too complex"),
+    ({"properties": {f"p{i}": {"type": "integer"} for i in range(1000)}, "type": "object"}, "is too complex"),
     (_either_or(20), "is too complex"),
     ({"type": "string", "minLength": 10**20}, "cannot be used"),
 ]
@@ -106,6 +106,7 @@ BAD_GRAMMARS = [
     ("start: r0\n" + "\n".join(f'r{i}: "x" r{i + 1}' for i in range(3000)), "more than 200 rules"),
     ('start: x{1000}\nx: y{1000}\ny: "a"{1000}', "is too complex"),
     ('{"grammars": [{"json_schema": {}}]}', "expecting rule"),
+    ('start: %lark { start: "a" start }', "has a grammar inside it"),
 ]
 BAD_CHOICES: list[tuple[Any, str]] = [
     ([], "at least one text"),
@@ -133,7 +134,7 @@ def test_a_hostile_form_is_refused_in_words_and_the_compiler_goes_on(
     assert words in message
     assert "\n" not in message
     assert len(message) < 400
-    after = llama3_compiler.compile(StructuredOutputsParams(regex=f"after{abs(hash(words))}"), STOP_IDS)
+    after = llama3_compiler.compile(StructuredOutputsParams(regex=(field + words).encode().hex()), STOP_IDS)
     assert after.matcher().masks()[0].any()
 
 

@@ -101,6 +101,13 @@ def test_text_is_held_back_only_while_a_stop_string_may_have_begun(tokenizer: To
     assert kept == [*"x\nUs\nUser:", ""]
 
 
+def test_a_stop_string_that_does_not_count_is_not_held_back(tokenizer: Tokenizer) -> None:
+    ids = [i for character in "xSTOPy" for i in tokenizer.encode(character)]
+    pieces, stopped = run(tokenizer, ids, SamplingParams(stop=("STOP",), min_tokens=20))
+    assert pieces == ["x", "", "", "", "STOP", "y", ""]
+    assert stopped is None
+
+
 def test_the_rest_is_given_when_the_output_ends_otherwise(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("hello ST")
     pieces, stopped = run(tokenizer, ids, SamplingParams(stop=("STOP",)))
@@ -127,3 +134,10 @@ def test_control_tokens_are_left_out_or_kept_as_asked(tokenizer: Tokenizer) -> N
 def test_without_a_tokenizer_there_is_no_text() -> None:
     output = OutputText(None, SamplingParams(), continues=False)
     assert output.push(5) + output.finish() == ""
+
+
+def test_a_row_by_which_the_embedding_is_padded_has_no_text(tokenizer: Tokenizer) -> None:
+    padded = tokenizer.vocab_size
+    ids = [padded, *tokenizer.encode("hello"), padded + 4, *tokenizer.encode(" fox")]
+    pieces, stopped = run(tokenizer, ids, SamplingParams(stop=("x",)))
+    assert ("".join(pieces), stopped) == ("hello fo", "x")

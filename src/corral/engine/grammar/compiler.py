@@ -26,8 +26,9 @@ _PROBE_TOKENS = 4
 _STACK_BYTES = 64 * 1024 * 1024
 _STACK_SIZE_LOCK = threading.Lock()
 
-# Bounds on the work for a mask are llguidance's own (about 15 ms). An automaton grows as outputs use it: this
-# bounds it at some 100 MB, and one that passes the bound is made anew.
+# A mask takes some 15 ms at most, by llguidance's own bounds and this one on its parser. An automaton grows
+# as outputs use it: some 100 MB at most, and one that passes that bound is made anew.
+_MAX_ITEMS = 100_000
 _MAX_LEXER_STATES = 50_000
 
 
@@ -37,14 +38,16 @@ class GrammarCompiler:
     Args:
         tokenizer: the model's.
         vocab_size: of its logits; they may be more than the tokenizer's tokens.
-        seconds: a form that takes longer to compile is refused.
+        seconds: a form that takes longer to compile is refused, and one that waits longer for its turn.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, seconds: float = 5.0) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._seconds = seconds
-        self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        self._limits = LLParserLimits(
+            step_max_items=_MAX_ITEMS, max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False
+        )
         self._environment: TokenEnvironment | None = None
         self._environment_lock = threading.Lock()
         self._kept: OrderedDict[Form, CompiledGrammar] = OrderedDict()
@@ -146,6 +149,6 @@ def _start_thread(run: Callable[[], None]) -> None:
     with _STACK_SIZE_LOCK:
         before = threading.stack_size(_STACK_BYTES)
         try:
-            threading.Thread(target=run, name="corral-grammar", daemon=True).start()
+            threading.Thread(target=run, name="corral-grammar").start()
         finally:
             threading.stack_size(before)

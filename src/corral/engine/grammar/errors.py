@@ -18,6 +18,8 @@ _MEANINGS = (
     ("initial lexer configuration", "is too complex to compile; simplify it"),
     ("lexer precomputation", "is too complex to compile; simplify it"),
     ("lexer error", "is too complex: {rest}"),
+    ("Parser Error: token ", "does not allow the token {rest}"),
+    ("parser stopped", "allows nothing but the end"),
     ("parser error: ", "is too complex: {rest}"),
     ("Parser Error: ", "is too complex: {rest}"),
     ("panic", "is too complex to compile; simplify it"),

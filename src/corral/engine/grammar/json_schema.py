@@ -5,7 +5,8 @@ and three things are refused that would not be: nesting or references that overf
 an endless value satisfies, and llguidance's own options.
 
 What is enforced differs from the specification of JSON schema in this: properties come in the order of the
-schema; `format` is enforced; names that a schema leaves free may come twice in an object.
+schema; `format` is enforced, with a 29 February in any year; names that a schema leaves free may come twice
+in an object.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from corral.engine.grammar.endless import that_can_end
 from corral.engine.grammar.errors import refusal
 from corral.errors import RequestError
 
-# White space between the parts of JSON: none, or up to 8 blanks, or one line break and an indent of up to 64.
-# llguidance's default has no bound, and a model that has lost its way then writes white space to the end.
-WHITE_SPACE = r"[ \t]{1,8}|\r?\n[ \t]{0,64}"
+# White space between two parts of JSON: llguidance's default has no bound, and a model that has lost its way
+# then writes white space to the end. Enough for an indent; and no narrower, since wherever white space must
+# stop the parser goes on to all that may follow, which is much work in large schemas.
+WHITE_SPACE = r"[ \t\r\n]{1,64}"
 
 _OPTIONS = "x-guidance"
 

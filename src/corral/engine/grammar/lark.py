@@ -1,9 +1,10 @@
 """Checks a Lark grammar before it is compiled. The tokens are those of the Lark reference and of llguidance's
 syntax document.
 
-Refused here: control tokens, which text never holds; attributes that Corral would have to ignore; and rules
-that overflow a stack or that only an endless text follows. JSON schemas inside are checked like any other.
-What this reader cannot make sense of is left to llguidance, whose messages about syntax are good.
+Refused here: control tokens, which text never holds; attributes that Corral would have to ignore; grammars in
+grammars; and rules that overflow a stack or that only an endless text follows. JSON schemas inside are
+checked like any other. What this reader cannot make sense of is left to llguidance, whose messages about
+syntax are good.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from corral.engine.grammar.endless import deepest, that_can_end
 from corral.engine.grammar.errors import refusal
@@ -69,16 +71,16 @@ def checked_lark(field: str, text: str, max_nesting: int, max_depth: int) -> str
     tokens: list[_Token] = []
     pieces: list[str] = []
     for kind, piece in _tokens(text):
-        if kind == "special":
-            raise refusal(field, f"names the token {piece}; a text may hold no control tokens, so remove it")
         if kind == "schema":
             inner = f"{field}: a JSON schema in it"
             piece = " " + json.dumps(checked(inner, canonical(inner, piece), max_nesting, max_depth))
         pieces.append(piece)
         if kind not in ("skip", "schema"):
             tokens.append(_Token(kind, piece))
+    tokens.append(_Token("newline", "\n"))
+    _check_features(field, tokens)
     try:
-        rules, mentions = _Reader(field, tokens).rules()
+        rules, mentions = _Reader(tokens).rules()
     except _UnknownSyntaxError:
         return "".join(pieces)
     if deepest("start", lambda name: mentions.get(name, ())) > max_depth:
@@ -87,6 +89,19 @@ def checked_lark(field: str, text: str, max_nesting: int, max_depth: int) -> str
     if "start" in rules and "start" not in ending:
         raise refusal(field, "cannot match anything that ends: the rule 'start' needs itself again and again")
     return "".join(pieces)
+
+
+def _check_features(field: str, tokens: list[_Token]) -> None:
+    for token, following in pairwise(tokens):
+        instead = _REFUSED_ATTRIBUTES.get(token.text) if following.text == "=" else None
+        if instead:
+            raise refusal(field, f"sets {token.text} in a rule, which would be ignored; {instead}")
+        if token.kind == "special":
+            raise refusal(
+                field, f"names the token {token.text}; a text holds no control tokens, so remove it"
+            )
+        if token.text == "%lark":
+            raise refusal(field, "has a grammar inside it (%lark); write its rules into the grammar itself")
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:
@@ -118,9 +133,8 @@ class _UnknownSyntaxError(Exception):
 class _Reader:
     """Reads rules down to what they are made of: names, and groups of names."""
 
-    def __init__(self, field: str, tokens: list[_Token]) -> None:
-        self._field = field
-        self._tokens = [*tokens, _Token("newline", "\n")]
+    def __init__(self, tokens: list[_Token]) -> None:
+        self._tokens = tokens
         self._at = 0
         self._groups = 0
         self._mentioned: list[str] = []
@@ -160,9 +174,6 @@ class _Reader:
         while (token := self._take()).text != ":":
             if token.kind == "newline":
                 raise _UnknownSyntaxError
-            instead = _REFUSED_ATTRIBUTES.get(token.text) if self._next.text == "=" else None
-            if instead:
-                raise refusal(self._field, f"sets {token.text} in a rule, which would be ignored; {instead}")
 
     def _group(self) -> _Group:
         self._groups += 1
@@ -196,9 +207,6 @@ class _Reader:
             return None
         if token.text in ("->", "%if"):
             self._skip_to_next_alternative()
-            return None
-        if token.text == "%lark":
-            self._skip_braces()
             return None
         if token.kind != "name":
             return None

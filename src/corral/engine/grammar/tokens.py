@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corral.text.tokenizer import Tokenizer
 
-_FRONT_CHARACTERS = 4096
+_FRONT_CHARACTERS = 1024
 _FRONT_TOKENS = 64
 _MARKER = b"\xff"  # llguidance writes it before control tokens; no UTF-8 text holds that byte
 

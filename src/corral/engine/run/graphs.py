@@ -31,7 +31,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries allocate their workspaces in a first run, outside the graph
             function()
@@ -50,9 +50,9 @@ class CudaCapture:
 class GraphRunner(TorchRunner):
     """A `TorchRunner` whose plain decode steps are replayed.
 
-    The batch and the longest block table are rounded up to powers of two; a step of each such size is captured
-    when it first comes. Rows beyond the batch write to the scratch block. Steps with prompts, guesses or
-    adapters run op by op.
+    The batch and the longest block table are rounded up to powers of two; a step of each such size is
+    captured when it first comes. Rows beyond the batch write to the scratch block. Steps with prompts,
+    guesses or adapters run op by op.
     """
 
     def __init__(self, model: Llama, storage: KVStorage, adapters: AdapterSet, capture: Capture) -> None:
@@ -76,9 +76,7 @@ class GraphRunner(TorchRunner):
 class _DecodeStep:
     """A decode step of fixed size, over buffers that are filled anew each time."""
 
-    def __init__(
-        self, model: Llama, storage: KVStorage, rows: int, blocks: int, capture: Capture
-    ) -> None:
+    def __init__(self, model: Llama, storage: KVStorage, rows: int, blocks: int, capture: Capture) -> None:
         self._model, self._storage = model, storage
         self._rows, self._blocks = rows, blocks
         # Of each row: token, position, slot, length, and the block table.
@@ -102,7 +100,8 @@ class _DecodeStep:
     def _forward(self) -> Tensor:
         tokens, positions, slots, lengths = self._inputs[:, :4].unbind(1)
         attend = PagedAttention.decode(self._storage, slots, self._inputs[:, 4:], lengths)
-        return self._model(tokens, positions, attend)
+        hidden: Tensor = self._model(tokens, positions, attend)
+        return hidden
 
 
 def _power_of_two(number: int) -> int:

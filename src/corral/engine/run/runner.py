@@ -52,7 +52,8 @@ class TorchRunner:
             PagedAttention(self._storage, spans),
             self._adapters.project((span.adapter, len(span.tokens)) for span in spans),
         )
-        return hidden[self._ids(wanted_rows(spans))]
+        wanted: Tensor = hidden[self._ids(wanted_rows(spans))]
+        return wanted
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:

@@ -12,6 +12,7 @@ from corral.errors import RequestError
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise RequestError(f"stop holds {text!r}; it must hold texts that are not empty")
+            if len(text) > MAX_STOP_LENGTH:
+                raise RequestError(f"stop holds a text of {len(text)} characters; {MAX_STOP_LENGTH} may be")
         for token_id in self.stop_token_ids:
             require_whole("stop_token_ids", token_id, low=0)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 _EMPTY_PREFIX = 0
 
 
-@dataclass(frozen=True)
 class _Content:
-    """The tokens in a block, and a digest of all tokens before them."""
+    """The tokens in a block, and digests of all tokens before them and with them."""
 
-    before: int
-    tokens: tuple[int, ...]
+    __slots__ = ("after", "before", "tokens")
 
-    @property
-    def after(self) -> int:
-        return hash((self.before, self.tokens))
+    def __init__(self, before: int, tokens: tuple[int, ...]) -> None:
+        self.before, self.tokens = before, tokens
+        self.after = hash((before, tokens))
 
 
 class BlockContents:
@@ -34,16 +31,18 @@ class BlockContents:
 
     def count(self, tokens: Sequence[int], blocks: Sequence[int]) -> int:
         """How many of a sequence's tokens, from its first on, are in its blocks."""
-        size, before = self._block_size, _EMPTY_PREFIX
-        for index, block in enumerate(blocks):
+        size, before, start = self._block_size, _EMPTY_PREFIX, 0
+        text = tuple(tokens)
+        for block in blocks:
             content = self._contents.get(block)
             if content is None or content.before != before:
-                return index * size
-            expected = tuple(tokens[index * size : (index + 1) * size])
+                return start
+            expected = text[start : start + size]
             if content.tokens != expected or len(expected) < size:
-                return index * size + _common(content.tokens, expected)
+                return start + _common(content.tokens, expected)
             before = content.after
-        return len(blocks) * size
+            start += size
+        return start
 
     def write(self, tokens: Sequence[int], start: int, blocks: Sequence[int]) -> None:
         """Notes that tokens are written from position `start` on, where all before them are in the blocks."""
@@ -53,7 +52,7 @@ class BlockContents:
             new = tuple(tokens[first - start : (index + 1) * size - start])
             if first > index * size:
                 old = self._contents[blocks[index]]
-                content = replace(old, tokens=old.tokens[: first - index * size] + new)
+                content = _Content(old.before, old.tokens[: first - index * size] + new)
             else:
                 before = self._contents[blocks[index - 1]].after if index else _EMPTY_PREFIX
                 content = _Content(before, new)

@@ -105,12 +105,12 @@ class DraftModel:
         What one writes another may share: it is noted at once, and computed for the first of them only. All
         of a batch's keys and values are written before they are read.
         """
-        order = sorted(range(len(requests)), key=lambda i: self._missing(requests[i]))
+        lacking = [self._missing(request) for request in requests]
         budget = self._catch_up
         spans: dict[int, Span] = {}
-        for i in order:
+        for i in sorted(range(len(requests)), key=lacking.__getitem__):
             request = requests[i]
-            missing = self._missing(request)
+            missing = self._missing(request) if lacking[i] > 2 else lacking[i]  # 2: all guesses came true
             start = len(request.tokens) - missing
             tokens = request.tokens[start : start + budget]
             if tokens:

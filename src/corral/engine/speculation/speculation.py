@@ -33,7 +33,7 @@ class Proposer(Protocol):
 
 
 class Speculation:
-    """A `Speculator` that guesses as much as pays. Proposing may fail; the step goes on without guesses then."""
+    """A `Speculator` that guesses as much as pays. Where guessing fails, the step goes on without."""
 
     def __init__(self, control: DraftControl, proposer: Proposer) -> None:
         self._control, self._proposer = control, proposer
