@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from corral.cli.chat_file import ChatError, read_chat, write_chat
 from corral.cli.chat_session import Answer, ChatSession, Exchange
+from corral.engine.outputs import Delta
 from corral.engine.sampling.params import SamplingParams
 from corral.errors import RequestError
 from corral.text.messages import Message
@@ -224,3 +226,36 @@ def test_files_that_cannot_be_reached_are_explained(tmp_path: Path) -> None:
         write_chat(tmp_path / "absent" / "talk.json", session.saved())
     with pytest.raises(ChatError, match="exists and is not a saved chat"):
         write_chat(tmp_path, session.saved())
+
+
+class Pieces:
+    """A stream of an answer that notes when it is closed."""
+
+    def __init__(self, *pieces: Delta) -> None:
+        self._pieces, self.closed = iter(pieces), False
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_end_of_an_answer_ends_the_work_on_it() -> None:
+    pieces = Pieces(Delta("a", (1,)), Delta("b", (2,)))
+    answer = Answer(pieces, lambda _: None)
+    finish(answer, 1)
+    assert (answer.text, answer.interrupted, pieces.closed) == ("a", True, True)
+    failing = Answer(Pieces(Delta("a", (1,))), lambda _: pytest.fail("a failed answer was kept"))
+    with pytest.raises(KeyError), failing:
+        raise KeyError
+
+
+def test_an_answer_that_the_model_could_not_end_counts_as_interrupted() -> None:
+    session, model = new_session()
+    model.stream_chat = lambda *_, **__: Pieces(Delta("All", (1,)), Delta("", (), "cancelled"))  # type: ignore[method-assign]
+    finish(session.ask("Is all well?"))
+    assert session.exchanges[-1].interrupted

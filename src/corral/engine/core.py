@@ -257,7 +257,7 @@ def _append(sequence: Sequence, sampled: list[Sampled]) -> tuple[str, _End | Non
         text += sequence.text.push(token.token_id)
         if sequence.text.stopped is not None:
             return text, _End("stop", sequence.text.stopped)
-        if sequence.matcher is not None and sequence.matcher.finished:
+        if sequence.matcher is not None and sequence.matcher.complete:
             return text + sequence.text.finish(), _End("stop")
         if sequence.num_generated >= sequence.owner.max_tokens:
             return text + sequence.text.finish(), _End("length")

@@ -73,7 +73,7 @@ class Speculation:
 
 
 class LookupProposer:
-    """Guesses what followed the same text before in the same sequence."""
+    """Guesses what the sequence's grammar leaves no choice about, or what followed the same text before."""
 
     def __init__(self) -> None:
         self._lookups: dict[Sequence, tuple[PromptLookup, int]] = {}
@@ -93,7 +93,9 @@ class LookupProposer:
         lookup, known = self._lookups.get(work.sequence) or (PromptLookup(()), 0)
         lookup.extend(tokens[known:])
         self._lookups[work.sequence] = lookup, len(tokens)
-        return lookup.propose(work.max_drafts)
+        matcher = work.sequence.matcher
+        forced = [] if matcher is None else matcher.forced()
+        return forced[: work.max_drafts] or lookup.propose(work.max_drafts)
 
 
 class DraftModelProposer:
