@@ -15,7 +15,7 @@ from corral.checkpoints.load import load_model
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
 from corral.devices import memory_in_words, pick_device, pick_dtype
-from corral.engine.batches import arun_batch, run_batch
+from corral.engine.batches import arun_batch, asubmit, run_batch
 from corral.engine.build import build_engine
 from corral.engine.handle import Handle
 from corral.engine.options import EngineOptions
@@ -242,7 +242,7 @@ class LLM:
     ) -> AsyncIterator[Delta]:
         """As `stream`, in an event loop."""
         request = self.request(prompt, sampling_params, adapter=adapter)
-        async for delta in self._adeltas(await asyncio.to_thread(self.engine.submit, request)):
+        async for delta in self._adeltas(await asubmit(self.engine, request)):
             yield delta
 
     async def astream_chat(
@@ -256,7 +256,7 @@ class LLM:
     ) -> AsyncIterator[Delta]:
         """As `stream_chat`, in an event loop."""
         request = self.chat_request(messages, sampling_params, tools, options, adapter=adapter)
-        async for delta in self._adeltas(await asyncio.to_thread(self.engine.submit, request)):
+        async for delta in self._adeltas(await asubmit(self.engine, request)):
             yield delta
 
     async def agenerate(

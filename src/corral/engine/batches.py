@@ -104,9 +104,19 @@ def run_batch(
         return done
 
 
+async def asubmit(engine: Engine, request: Request) -> Handle:
+    """Submits a request without holding up the event loop; where the task is cancelled, so is the request."""
+    submitting = asyncio.create_task(asyncio.to_thread(engine.submit, request))
+    try:
+        return await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(lambda task: task.exception() or task.result().cancel())
+        raise
+
+
 async def arun(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> Collector:
     """Runs one request in an event loop; cancels it where the task is cancelled."""
-    handle = await asyncio.to_thread(engine.submit, request)
+    handle = await asubmit(engine, request)
     collector = Collector(request.tokens, tokenizer)
     try:
         async for event in handle:

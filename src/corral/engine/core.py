@@ -102,7 +102,7 @@ class EngineCore:
         else:
             self._speculator.record_step(works, drafts, time.perf_counter() - began)
             for outcome in outcomes:
-                self._keep(outcome)
+                self._settle(outcome)
         self.counters.steps += 1
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class EngineCore:
                 except Exception as own:
                     error = own
                 else:
-                    self._keep(outcome)
+                    self._settle(outcome)
                     continue
             self.counters.failures += 1
             self.fail(work.sequence.owner, _as_corral_error(error))
@@ -134,6 +134,15 @@ class EngineCore:
                 self.counters.prompt_tokens += work.sequence.num_prompt
                 self.counters.cached_tokens += owner.cached_tokens
                 owner.handle.push(Started(work.sequence.num_prompt, owner.cached_tokens))
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Keeps what a step gave for a sequence; where that goes wrong, its request fails alone."""
+        try:
+            self._keep(outcome)
+        except Exception as error:
+            logger.exception("what a step gave could not be kept")
+            self.counters.failures += 1
+            self.fail(outcome.work.sequence.owner, _as_corral_error(error))
 
     def _keep(self, outcome: Outcome) -> None:
         """Makes what a step gave for a sequence part of it."""
