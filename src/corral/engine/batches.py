@@ -110,8 +110,14 @@ async def asubmit(engine: Engine, request: Request) -> Handle:
     try:
         return await asyncio.shield(submitting)
     except asyncio.CancelledError:
-        submitting.add_done_callback(lambda task: task.exception() or task.result().cancel())
+        submitting.add_done_callback(_cancel_submitted)
         raise
+
+
+def _cancel_submitted(submitting: asyncio.Task[Handle]) -> None:
+    """Cancels a request that was taken on after its task had gone."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
 
 
 async def arun(engine: Engine, request: Request, tokenizer: Tokenizer | None) -> Collector:
