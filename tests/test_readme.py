@@ -20,8 +20,7 @@ def test_the_python_example_runs(smollm2_path: Path) -> None:
     assert smollm2_path.is_file()  # the default model is there, so that the example needs no network
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "Paris" in result.stdout
-    assert "Rome" in result.stdout
+    assert "Paris" in result.stdout  # greedy; what is sampled differs between machines
 
 
 @pytest.mark.parametrize("verb", sorted(set(re.findall(r"corral ([a-z]+)", README)) - {"import"}))
