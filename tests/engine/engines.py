@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,13 +41,13 @@ def running_engine(
     kv_dtype: str = "auto",
     config: SchedulerConfig | None = None,
     prefix_caching: bool = True,
-    speculate: str | Llama | None = None,
+    speculate: str | Llama | Speculator | None = None,
     max_model_len: int | None = None,
     runner: Runner | None = None,
 ) -> Iterator[Engine]:
     """An engine with a pool of a given size. At the end nothing may be left in use.
 
-    `speculate` is "prompt_lookup" or a draft model.
+    `speculate` is "prompt_lookup", a draft model, or what guesses.
     """
     storage = KVStorage(model.config, num_blocks, block_size, kv_dtype, model.dtype)
     adapters = AdapterSet(model)
@@ -75,6 +76,14 @@ def check_idle(engine: Engine) -> None:
     assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    """Waits for something that happens in another thread."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.002)
+
+
 def run(
     engine: Engine, requests: Sequence[Request], tokenizer: Tokenizer | None = None
 ) -> list[RequestOutput]:
@@ -82,9 +91,11 @@ def run(
     return [collector.result() for collector in run_each(engine, requests, tokenizer)]
 
 
-def _speculator(speculate: str | Llama | None, num_blocks: int, block_size: int) -> Speculator | None:
-    if speculate is None:
-        return None
+def _speculator(
+    speculate: str | Llama | Speculator | None, num_blocks: int, block_size: int
+) -> Speculator | None:
+    if not isinstance(speculate, str | Llama):
+        return speculate
     proposer: Proposer = LookupProposer()
     if isinstance(speculate, Llama):
         storage = KVStorage(speculate.config, num_blocks, block_size, "auto", speculate.dtype)

@@ -5,67 +5,31 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from corral.engine.cache.storage import KVStorage
 from corral.engine.config import SchedulerConfig
 from corral.engine.engine import Engine
-from corral.engine.events import Event, Failed, Finished, PromptScored, Started, Tokens
+from corral.engine.events import Event, Finished, PromptScored, Started, Tokens
+from corral.engine.handle import Handle
 from corral.engine.request import Request, Score
-from corral.engine.run.adapters import AdapterSet
-from corral.engine.run.batch import Span
-from corral.engine.run.runner import TorchRunner
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import EngineBusyError, EngineError, RequestError
 from corral.model.attention import PackedCausal
 from corral.model.llama import Llama
-from tests.engine.engines import check_idle, run, running_engine
+from tests.engine.engines import check_idle, run, running_engine, wait_until
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 FOREVER = SamplingParams(temperature=0.0, max_tokens=100_000)
-POISON, BROKEN = 500, 501  # token ids at which `FragileRunner` raises, or computes no numbers
-
-
-class FragileRunner(TorchRunner):
-    """The real thing, but for two tokens that it cannot bear."""
-
-    @torch.inference_mode()
-    def run(self, spans: Sequence[Span]) -> Tensor:
-        hidden = super().run(spans)
-        tokens = [token for span in spans for token in span.tokens]
-        if POISON in tokens:
-            raise RuntimeError("the device does not like this token")
-        wanted = [span for span in spans for _ in span.wanted]
-        broken = [row for row, span in enumerate(wanted) if BROKEN in span.tokens]
-        hidden[broken] = float("nan")
-        return hidden
 
 
 @pytest.fixture
 def engine(llama31_model: Llama) -> Iterator[Engine]:
     with running_engine(llama31_model) as engine:
         yield engine
-
-
-@pytest.fixture
-def fragile(llama31_model: Llama) -> Iterator[Engine]:
-    storage = KVStorage(llama31_model.config, 400, 4, "auto", llama31_model.dtype)
-    runner = FragileRunner(llama31_model, storage, AdapterSet(llama31_model))
-    with running_engine(llama31_model, runner=runner) as engine:
-        yield engine
-
-
-def wait_until(condition: object) -> None:
-    """Waits for something that happens in another thread."""
-    assert callable(condition)
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
 
 
 def test_a_request_tells_its_life_in_order(engine: Engine) -> None:
@@ -122,6 +86,50 @@ def test_a_cancelled_request_gives_its_blocks_back(engine: Engine) -> None:
     check_idle(engine)
 
 
+def test_whoever_leaves_the_events_early_cancels_the_request(engine: Engine) -> None:
+    def leave() -> Handle:
+        handle = engine.submit(Request([5, 6, 7], FOREVER))
+        for event in handle:
+            if isinstance(event, Tokens):
+                break
+        return handle
+
+    async def aleave() -> Handle:
+        handle = engine.submit(Request([5, 6, 7], FOREVER))
+        async for event in handle:
+            if isinstance(event, Tokens):
+                break
+        return handle
+
+    async def be_cancelled() -> Handle:
+        handle = engine.submit(Request([5, 6, 7], FOREVER))
+
+        async def consume() -> None:
+            async for _ in handle:
+                listens.set()
+
+        listens = asyncio.Event()
+        task = asyncio.create_task(consume())
+        await listens.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return handle
+
+    for handle in (leave(), asyncio.run(aleave()), asyncio.run(be_cancelled())):
+        *_, last = handle  # what was said since lies ready
+        assert isinstance(last, Finished)
+        assert last.reason == "cancelled"
+    check_idle(engine)
+
+
+def test_a_request_that_nobody_listens_to_runs_to_its_end(engine: Engine) -> None:
+    handle = engine.submit(Request([5, 6, 7], GREEDY))
+    wait_until(lambda: handle.done)
+    assert engine.stats().counters.finished == {"length": 1}
+    assert len([event for event in handle if isinstance(event, Tokens)]) == 8
+
+
 def test_a_cancelled_request_that_waits_never_runs(llama31_model: Llama) -> None:
     config = SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=64)
     with running_engine(llama31_model, config=config) as engine:
@@ -160,35 +168,14 @@ def test_a_timeout_ends_a_request_whether_it_runs_or_waits(llama31_model: Llama)
             assert "timeout of 0.2 s" in (last.message or "")
 
 
-def test_a_poisonous_request_fails_alone(fragile: Engine) -> None:
-    good = [Request([i + 2] * 9, GREEDY) for i in range(6)]
-    expected = [output.outputs[0].token_ids for output in run(fragile, good)]
-    fragile.reset_prefix_cache()
-    handles = [fragile.submit(request) for request in good[:3]]
-    bad = fragile.submit(Request([5, POISON, 7], GREEDY))
-    handles += [fragile.submit(request) for request in good[3:]]
-    *_, failed = bad
-    assert isinstance(failed, Failed)
-    assert "does not like this token" in str(failed.error)
-    for handle, tokens in zip(handles, expected, strict=True):
-        assert [i for e in handle if isinstance(e, Tokens) for i in e.token_ids] == list(tokens)
-
-
-def test_numbers_that_are_none_end_one_output_and_leave_nothing_behind(fragile: Engine) -> None:
-    (output,) = run(fragile, [Request([5, 6, BROKEN], GREEDY)])
-    assert output.outputs[0].finish_reason == "error"
-    assert "not finite" in (output.outputs[0].error or "")
-    (again,) = run(fragile, [Request([5, 6, 7], GREEDY)])
-    assert again.outputs[0].finish_reason == "length"
-
-
 def test_the_queue_is_bounded_by_requests_and_by_tokens(llama31_model: Llama) -> None:
     config = SchedulerConfig(
         max_num_seqs=1, max_num_batched_tokens=64, max_waiting_requests=3, max_waiting_tokens=50
     )
     with running_engine(llama31_model, config=config) as engine:
         running = engine.submit(Request([5], FOREVER))
-        next(iter(running))
+        events = iter(running)
+        next(events)
         waiting = [engine.submit(Request([6], GREEDY)) for _ in range(3)]
         with pytest.raises(EngineBusyError, match="max_waiting_requests"):
             engine.submit(Request([6], GREEDY))
@@ -202,11 +189,26 @@ def test_the_queue_is_bounded_by_requests_and_by_tokens(llama31_model: Llama) ->
         list(engine.submit(Request([6] * 200, GREEDY)))  # alone, it may be as long as the context
 
 
+def test_a_prompt_is_counted_once_however_often_it_is_tried(llama31_model: Llama) -> None:
+    prompt = [7 * i % 512 for i in range(40)]
+    with running_engine(llama31_model, num_blocks=16) as engine:
+        run(engine, [Request(prompt, GREEDY)])
+        first = engine.submit(Request([5] * 30, replace(GREEDY, max_tokens=20)))
+        events = iter(first)
+        next(events)
+        (second,) = run(engine, [Request(prompt, GREEDY)])  # which has no room before the first has ended
+        counters = engine.stats().counters
+        assert counters.prompt_tokens == 40 + 30 + 40
+        assert counters.cached_tokens == second.num_cached_tokens > 0
+        assert engine.stats().evictions > 0
+
+
 def test_better_priorities_run_first_and_equal_ones_in_order(llama31_model: Llama) -> None:
     config = SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=64)
     with running_engine(llama31_model, config=config) as engine:
         first = engine.submit(Request([5], FOREVER, priority=-9))
-        next(iter(first))
+        events = iter(first)
+        next(events)
         order: list[int] = []
         priorities = [3, 1, 2, 1, 3, 0]
         handles = [engine.submit(Request([6], GREEDY, priority=p)) for p in priorities]

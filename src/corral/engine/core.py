@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from corral.devices import is_out_of_memory, out_of_memory
+from corral.engine.backlog import Backlog
 from corral.engine.events import Failed, Finished, FinishReason, PromptScored, Started, Tokens
 from corral.engine.run.runner import Runner
 from corral.engine.sampling.sampler import Sampled
@@ -28,6 +30,7 @@ class EngineCore:
 
     Attributes:
         requests: those that were taken on and have not ended.
+        backlog: those of them that have not started, and those that are on their way here.
         counters: what has been done since the start.
     """
 
@@ -35,6 +38,7 @@ class EngineCore:
         self, runner: Runner, scheduler: Scheduler, speculator: Speculator, tokenizer: Tokenizer | None
     ) -> None:
         self.requests: set[RunningRequest] = set()
+        self.backlog = Backlog(scheduler.config)
         self.counters = Counters()
         self.scheduler = scheduler
         self._runner, self._speculator, self._tokenizer = runner, speculator, tokenizer
@@ -65,17 +69,20 @@ class EngineCore:
 
     def fail(self, owner: RunningRequest, error: CorralError) -> None:
         """Ends a request that could not be run."""
-        self.requests.discard(owner)
+        self.counters.failures += 1
+        self._forget(owner)
         try:
-            for sequence in list(owner.sequences):
-                self._discard(sequence)
+            self._discard(list(owner.sequences))
         finally:
             owner.handle.push(Failed(error))
 
-    def fail_all(self, error: Exception) -> None:
-        """Ends every request: for a bug, so that none hangs for it and the next ones may go well."""
-        for owner in list(self.requests):
-            self.fail(owner, _as_corral_error(error))
+    def fail_all(self, owners: Iterable[RunningRequest], error: BaseException) -> None:
+        """Ends requests for a bug, so that none hangs for it and the next ones may go well."""
+        for owner in set(owners):
+            try:
+                self.fail(owner, _as_corral_error(error))
+            except BaseException:
+                logger.exception("a request that failed could not be cleared away")
 
     def expire(self) -> None:
         """Cancels the requests whose time is over."""
@@ -89,15 +96,17 @@ class EngineCore:
         if not works:
             return
         self._start(works)
-        copies = [pair for work in works for pair in work.copies]
-        if copies:
-            self._runner.copy_blocks(copies)
-            self._speculator.copy_blocks(copies)
+        try:
+            self._copy_blocks(works)
+        except BaseException as error:
+            logger.exception("blocks could not be copied; the requests of the step fail")
+            self.fail_all((work.sequence.owner for work in works), error)
+            return
         began = time.perf_counter()
-        drafts = self._speculator.propose(works)
+        drafts = self._propose(works)
         try:
             outcomes = compute(works, drafts, self._runner, self._grammars)
-        except Exception as error:
+        except BaseException as error:  # also Rust's panics, which are no Exception
             self._run_alone(works, drafts, error)
         else:
             self._speculator.record_step(works, drafts, time.perf_counter() - began)
@@ -109,26 +118,43 @@ class EngineCore:
         """Ends what the engine has started beside its thread."""
         self._grammars.shutdown()
 
-    def _run_alone(self, works: list[Work], drafts: list[list[int]], error: Exception) -> None:
+    def _copy_blocks(self, works: list[Work]) -> None:
+        copies = [pair for work in works for pair in work.copies]
+        if copies:
+            self._runner.copy_blocks(copies)
+            self._speculator.copy_blocks(copies)
+
+    def _propose(self, works: list[Work]) -> list[list[int]]:
+        """Guesses; none where guessing fails, for nothing depends on them."""
+        try:
+            return self._speculator.propose(works)
+        except BaseException:
+            logger.exception("no tokens could be guessed")
+            return [[] for _ in works]
+
+    def _run_alone(self, works: list[Work], drafts: list[list[int]], error: BaseException) -> None:
         """Runs each sequence of a step that raised for itself: who raises again is the culprit."""
         logger.warning("a step of %d sequences failed: %s", len(works), error, exc_info=error)
         for work, guesses in zip(works, drafts, strict=True):
+            owner = work.sequence.owner
+            if work.sequence not in owner.sequences:
+                continue  # another output of the same request has failed
             if len(works) > 1:
                 try:
                     (outcome,) = compute([work], [guesses], self._runner, self._grammars)
-                except Exception as own:
+                except BaseException as own:
                     error = own
                 else:
                     self._settle(outcome)
                     continue
-            self.counters.failures += 1
-            self.fail(work.sequence.owner, _as_corral_error(error))
+            self.fail_all([owner], error)
 
     def _start(self, works: list[Work]) -> None:
         """Says of requests that are in a step for the first time that they have started."""
         for work in works:
             owner = work.sequence.owner
             if owner.started is None:
+                self.backlog.remove(owner)
                 owner.started = time.monotonic()
                 owner.cached_tokens = work.sequence.num_computed
                 self.counters.prompt_tokens += work.sequence.num_prompt
@@ -139,10 +165,9 @@ class EngineCore:
         """Keeps what a step gave for a sequence; where that goes wrong, its request fails alone."""
         try:
             self._keep(outcome)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("what a step gave could not be kept")
-            self.counters.failures += 1
-            self.fail(outcome.work.sequence.owner, _as_corral_error(error))
+            self.fail_all([outcome.work.sequence.owner], error)
 
     def _keep(self, outcome: Outcome) -> None:
         """Makes what a step gave for a sequence part of it."""
@@ -222,20 +247,26 @@ class EngineCore:
         sequence.finished = reason
         usage, timings = sequence.usage(), sequence.timings()
         if reason == "error":
-            self._discard(sequence)
+            self._discard([sequence])
         else:
             self._remove(sequence)
         if not owner.sequences:
-            self.requests.discard(owner)
+            self._forget(owner)
         self.counters.finished[reason] += 1
         owner.handle.push(Finished(sequence.index, reason, usage, timings, stop, message))
 
-    def _discard(self, sequence: Sequence) -> None:
-        """Removes a sequence that went wrong: what it has cached, which may not be numbers, goes with it."""
-        spoilt = sequence.table.discard()
+    def _forget(self, owner: RunningRequest) -> None:
+        self.requests.discard(owner)
+        self.backlog.remove(owner)
+
+    def _discard(self, sequences: list[Sequence]) -> None:
+        """Removes sequences that went wrong: what they have cached, which may not be numbers, goes too."""
+        spoilt = []
+        for sequence in sequences:
+            spoilt += sequence.table.discard()
+            self._remove(sequence)
         self._runner.clear_blocks(spoilt)
         self._speculator.clear_blocks(spoilt)
-        self._remove(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -273,7 +304,7 @@ def _append(sequence: Sequence, sampled: list[Sampled]) -> tuple[str, _End | Non
     return text, None
 
 
-def _as_corral_error(error: Exception) -> CorralError:
+def _as_corral_error(error: BaseException) -> CorralError:
     """An error that a caller can read; the original one is its cause."""
     if isinstance(error, CorralError):
         return error

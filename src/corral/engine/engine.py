@@ -29,7 +29,7 @@ from corral.engine.scheduler import Scheduler
 from corral.engine.sequence import PromptScore, RunningRequest, Sequence
 from corral.engine.speculation.speculator import NoSpeculation, Speculator
 from corral.engine.stats import EngineStats
-from corral.errors import EngineBusyError, EngineError, RequestError
+from corral.errors import EngineError, RequestError
 from corral.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,6 @@ class Engine:
         self._arrivals = count()
         self._changed = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
-        self._unstarted: list[RunningRequest] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="corral-engine", daemon=True)
         self._thread.start()
@@ -90,8 +89,9 @@ class Engine:
         sequence = Sequence(owner, BlockTable(self._pool, salt), self._core.output_text(owner), matcher)
         with self._changed:
             self._check_open()
-            self._check_queue(len(request.tokens))
-            self._unstarted.append(owner)
+            if self._salt(request) != salt:  # its adapter was loaded anew meanwhile
+                sequence.table = BlockTable(self._pool, self._salt(request))
+            self._core.backlog.add(owner)
             self._inbox.append(lambda: self._core.add(owner, sequence))
             self._changed.notify()
         return owner.handle
@@ -105,10 +105,10 @@ class Engine:
         self._adapters.load(name, path)
 
     def unload_adapter(self, name: str) -> None:
-        """Forgets an adapter.
+        """Forgets an adapter that no request uses. Whoever submits later is told that it is not loaded.
 
         Raises:
-            RequestError: there is none of this name, or a request uses it.
+            RequestError: there is none of this name, or a request that was taken on with it has not ended.
         """
         self._in_thread(lambda: self._unload(name))
 
@@ -126,8 +126,8 @@ class Engine:
             blocks_used=pool.num_used,
             blocks=pool.num_blocks,
             preemptions=scheduler.num_preemptions,
-            counters=self._core.counters,
-            prefix_cache=pool.stats,
+            evictions=pool.num_evictions,
+            counters=self._core.counters.copy(),
         )
 
     def reset_prefix_cache(self) -> None:
@@ -155,18 +155,16 @@ class Engine:
             with self._changed:
                 while not (self._inbox or self._core.has_work or self._closing):
                     self._changed.wait()
-                calls = list(self._inbox)
-                self._inbox.clear()
-                if self._closing and not calls and not self._core.has_work:
+                if self._closing and not self._inbox and not self._core.has_work:
                     break
             try:
-                for call in calls:
-                    call()
+                for _ in range(len(self._inbox)):
+                    self._inbox.popleft()()
                 self._core.expire()
                 self._core.step()
-            except Exception as error:
+            except BaseException as error:  # whatever it is, no caller may wait for ever
                 logger.exception("the engine failed between steps; all its requests fail")
-                self._core.fail_all(error)
+                self._core.fail_all(self._core.requests, error)
         self._core.close()
 
     def _owner(self, request: Request) -> RunningRequest:
@@ -204,25 +202,6 @@ class Engine:
         if self._closing:
             raise EngineError("the engine has been closed")
 
-    def _check_queue(self, num_tokens: int) -> None:
-        config = self.config
-        if (
-            len(self._unstarted) < config.max_waiting_requests
-            and num_tokens + sum(len(r.request.tokens) for r in self._unstarted) <= config.max_waiting_tokens
-        ):
-            return
-        self._unstarted = [r for r in self._unstarted if r.started is None and not r.handle.done]
-        waiting_tokens = sum(len(r.request.tokens) for r in self._unstarted)
-        if len(self._unstarted) >= config.max_waiting_requests:
-            raise EngineBusyError(
-                f"{len(self._unstarted)} requests are waiting already (max_waiting_requests); try again later"
-            )
-        if self._unstarted and waiting_tokens + num_tokens > config.max_waiting_tokens:
-            raise EngineBusyError(
-                f"prompts of {waiting_tokens} tokens are waiting already (max_waiting_tokens is "
-                f"{config.max_waiting_tokens}); try again later"
-            )
-
     def _cancel(self, owner: RunningRequest) -> None:
         with self._changed:
             self._inbox.append(lambda: self._core.cancel(owner, "cancelled by the caller"))
@@ -233,11 +212,12 @@ class Engine:
             self._core.cancel(owner, message)
 
     def _unload(self, name: str) -> None:
-        if any(owner.request.adapter == name for owner in self._core.requests):
-            raise RequestError(
-                f"adapter {name!r} is used by a running request; wait for its end, or cancel it"
-            )
-        self._adapters.unload(name)
+        with self._changed:  # so that no request is just being taken on
+            if any(owner.request.adapter == name for owner in (*self._core.requests, *self._core.backlog)):
+                raise RequestError(
+                    f"adapter {name!r} is used by a request that runs or waits; let it end, or cancel it"
+                )
+            self._adapters.unload(name)
 
     def _in_thread(self, call: Callable[[], T]) -> T:
         """Runs something between two steps and waits for it."""

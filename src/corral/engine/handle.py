@@ -6,6 +6,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 
 from corral.engine.events import Event, Failed, Finished
 from corral.engine.request import Request
@@ -14,7 +16,8 @@ from corral.engine.request import Request
 class Handle:
     """A request that was taken on. Iterate over it, with `for` or `async for`, for its events.
 
-    The last event is a `Failed`, or the `Finished` of the last output. One consumer at a time.
+    The last event is a `Failed`, or the `Finished` of the last output. One consumer at a time; whoever leaves
+    an iteration before that (`break`, an exception, a task that is cancelled) cancels the request.
     """
 
     def __init__(self, request: Request, num_outputs: int, cancel: Callable[[Handle], None]) -> None:
@@ -36,33 +39,32 @@ class Handle:
         return self._unfinished == 0
 
     def __iter__(self) -> Iterator[Event]:
+        return _Events(self)
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return _AsyncEvents(self)
+
+    def wait(self) -> Event | None:
+        """The next event, as soon as there is one; None after the last."""
+        with self._arrived:
+            while not self._events:
+                if self.done:
+                    return None
+                self._arrived.wait()
+            return self._events.popleft()
+
+    async def await_next(self) -> Event | None:
+        """As `wait`, in an event loop."""
+        loop = asyncio.get_running_loop()
         while True:
             with self._arrived:
-                while not self._events:
-                    if self.done:
-                        return
-                    self._arrived.wait()
-                event = self._events.popleft()
-            yield event
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-        with self._arrived:
-            self._wake = lambda: loop.call_soon_threadsafe(arrived.set)
-        try:
-            while True:
-                arrived.clear()
-                with self._arrived:
-                    events, done = list(self._events), self.done
-                    self._events.clear()
-                for event in events:
-                    yield event
-                if done:
-                    return
-                if not events:
-                    await arrived.wait()
-        finally:
-            self._wake = None
+                if self._events:
+                    return self._events.popleft()
+                if self.done:
+                    return None
+                arrived = loop.create_future()
+                self._wake = partial(loop.call_soon_threadsafe, _set, arrived)
+            await arrived
 
     def push(self, event: Event) -> None:
         """The engine's end: adds an event."""
@@ -73,8 +75,44 @@ class Handle:
             elif isinstance(event, Finished):
                 self._unfinished -= 1
             self._arrived.notify()
-            if self._wake is not None:
-                try:
-                    self._wake()
-                except RuntimeError:  # the consumer's event loop has been closed
-                    self._wake = None
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            with suppress(RuntimeError):  # the consumer's event loop has been closed
+                wake()
+
+
+class _Events(Iterator[Event]):
+    """The events for a thread; cancels the request where it is dropped before the last."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def __next__(self) -> Event:
+        event = self._handle.wait()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __del__(self) -> None:
+        self._handle.cancel()
+
+
+class _AsyncEvents(AsyncIterator[Event]):
+    """As `_Events`, for an event loop. No generator: what a loop does with one that is left takes a while."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def __anext__(self) -> Event:
+        event = await self._handle.await_next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def __del__(self) -> None:
+        self._handle.cancel()
+
+
+def _set(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)

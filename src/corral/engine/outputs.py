@@ -238,9 +238,6 @@ class DeltaStream(Iterator[Delta]):
         """Cancels what is left of the request."""
         self._handle.cancel()
 
-    def __del__(self) -> None:
-        self.close()
-
 
 def named(at: TokenLogprobs, tokenizer: Tokenizer | None) -> LogprobsByToken:
     """Log-probabilities at a place, by token, with the tokens' texts."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-
-from corral.engine.cache.block_pool import CacheStats
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
 class Counters:
-    """Sums since the start. `finished` counts outputs by their reason, `failures` requests that failed."""
+    """Sums since the start.
+
+    Attributes:
+        steps: that had work.
+        prompt_tokens, cached_tokens: of the prompts that were begun, each counted once, and how many of these
+            tokens were in the prefix cache then.
+        generated_tokens, draft_tokens, accepted_tokens: of all outputs.
+        failures: requests that failed.
+        finished: outputs by the reason of their end.
+    """
 
     steps: int = 0
     prompt_tokens: int = 0
@@ -21,6 +28,10 @@ class Counters:
     failures: int = 0
     finished: Counter[str] = field(default_factory=Counter)
 
+    def copy(self) -> Counters:
+        """The sums as they are now."""
+        return replace(self, finished=self.finished.copy())
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -30,8 +41,8 @@ class EngineStats:
         running, waiting: sequences in steps, and in the queue.
         blocks_used, blocks: of the key-value cache; used ones belong to a running sequence.
         preemptions: how often a sequence gave its blocks back.
+        evictions: how often a prefix's block was given up for another.
         counters: sums since the start.
-        prefix_cache: how many tokens were looked up in the prefix cache, and found.
     """
 
     running: int
@@ -39,5 +50,5 @@ class EngineStats:
     blocks_used: int
     blocks: int
     preemptions: int
+    evictions: int
     counters: Counters
-    prefix_cache: CacheStats

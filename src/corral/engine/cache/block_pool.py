@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 SCRATCH_BLOCK = 0
@@ -18,21 +17,6 @@ class HoldsBlocks(Protocol):
     def blocks(self) -> Sequence[int]: ...
 
 
-@dataclass
-class CacheStats:
-    """What the prefix cache did since the pool was made.
-
-    Attributes:
-        queries: tokens that were looked up.
-        hits: tokens that were found.
-        evictions: cached blocks whose content was given up for another.
-    """
-
-    queries: int = 0
-    hits: int = 0
-    evictions: int = 0
-
-
 class BlockPool:
     """Reference counts and the prefix cache of `num_blocks` blocks of `block_size` tokens.
 
@@ -41,6 +25,9 @@ class BlockPool:
     digest, until the block is needed. Empty blocks are given out first, the last freed before those that were
     never used, so that memory which was never touched stays so; then cached ones, least recently used first.
     Every operation on a block takes constant time.
+
+    Attributes:
+        num_evictions: how often a cached block's content was given up for another.
     """
 
     def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
@@ -49,7 +36,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self.stats = CacheStats()
+        self.num_evictions = 0
         self.epoch = 0
         self._refs = [0] * num_blocks
         self._empty = list(range(num_blocks - 1, SCRATCH_BLOCK, -1))  # taken from the end
@@ -158,6 +145,6 @@ class BlockPool:
         else:
             block, _ = self._evictable.popitem(last=False)
             del self._block_of[self._digest_of.pop(block)]
-            self.stats.evictions += 1
+            self.num_evictions += 1
         self._refs[block] = 1
         return block

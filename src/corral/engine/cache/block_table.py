@@ -42,10 +42,7 @@ class BlockTable:
             self.pool.retain(block)
             self.blocks.append(block)
             self._digests.append(parent)
-        hits = len(self.blocks) * size
-        self.pool.stats.queries += len(tokens)
-        self.pool.stats.hits += hits
-        return hits
+        return len(self.blocks) * size
 
     def reserve(self, start: int, end: int) -> list[tuple[int, int]] | None:
         """Makes room for the tokens up to `end`, of which those from `start` on will be written.
