@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ from corral import LLM, Message, SamplingParams
 from corral.engine.outputs import RequestOutput
 from corral.engine.request import Score
 from corral.engine.run.runner import TorchRunner
-from corral.errors import CorralError, RenderError, RequestError
+from corral.errors import CheckpointError, CorralError, RenderError, RequestError
 from corral.llm import Prompt
 from corral.text.rendered import RenderOptions
 from tests.checkpoints.writers import write_chat_model
+from tests.peft_adapters import write_adapter
+from tests.random_models import SMALL_CHAT, random_model
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16)
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
@@ -97,6 +100,50 @@ def test_a_base_model_is_refused_for_chat_before_its_weights_are_read(
     monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(RenderError, match="base model"):
         LLM(str(tmp_path), for_chat=True)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "said"),
+    [
+        ({"mine": "/nowhere"}, "/nowhere/adapter_config.json does not exist"),
+        ({"": "/nowhere"}, "adapter name is ''"),
+        ({"mine": None}, "adapter 'mine' is None; it must be the path of a PEFT folder"),
+        (["/nowhere"], "adapters is ['/nowhere']; it must map names to PEFT folders"),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_refused_before_a_model_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, adapters: Any, said: str
+) -> None:
+    monkeypatch.setattr("corral.llm.open_model", lambda *_: pytest.fail("the model was asked for"))
+    with pytest.raises(CorralError) as refusal:
+        LLM(adapters=adapters)
+    assert said in str(refusal.value)
+
+
+def test_an_adapter_or_draft_model_that_does_not_fit_is_refused_before_the_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter, draft = (tmp_path / name for name in ("model", "adapter", "draft"))
+    write_chat_model(model)
+    write_adapter(random_model(replace(SMALL_CHAT, hidden_size=64)), adapter)
+    write_chat_model(draft)
+    file = draft / "tokenizer.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = fields["model"]["vocab"]
+    vocabulary["Q"], vocabulary["z"] = vocabulary["z"], vocabulary["Q"]
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(CheckpointError, match="the adapter was made for another model"):
+        LLM(str(model), adapters={"mine": adapter})
+    with pytest.raises(RequestError, match=r"model has another tokenizer: token \d+ is 'z' and not 'Q'; "):
+        LLM(str(model), speculative_config={"model": str(draft)})
+
+
+def test_a_draft_model_changes_nothing(tmp_path: Path) -> None:
+    write_chat_model(tmp_path)
+    with LLM(str(tmp_path)) as alone, LLM(str(tmp_path), speculative_config={"model": str(tmp_path)}) as two:
+        assert two.generate("abc", GREEDY) == alone.generate("abc", GREEDY)
+        assert two.engine.stats().counters.accepted_tokens > 0, "the model does not guess as it speaks itself"
 
 
 def test_too_little_memory_is_explained(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +247,6 @@ def test_prompt_lookup_speeds_up_what_repeats_and_changes_nothing(llm: LLM, smol
         ({"max_model_length": 1}, "max_model_length is no option"),
         ({"speculative_config": {"method": "magic"}}, "speculative_config.method is 'magic'"),
         ({"speculative_config": {"methods": "ngram"}}, "speculative_config.methods is no option"),
-        ({"adapters": {"mine": "/nowhere"}}, "/nowhere"),
     ],
 )
 def test_a_bad_option_is_refused_by_its_name(tmp_path: Path, option: dict[str, Any], said: str) -> None:

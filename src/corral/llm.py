@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
+from corral.checkpoints.adapter_reader import check_adapter
+from corral.checkpoints.checkpoint import Checkpoint
 from corral.checkpoints.load import load_model
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
@@ -20,11 +20,10 @@ from corral.engine.handle import Handle
 from corral.engine.options import EngineOptions
 from corral.engine.outputs import Collector, Delta, DeltaStream, RequestOutput, ScoreOutput, as_delta
 from corral.engine.request import Request, Score
+from corral.engine.run.adapters import adapter_folders
 from corral.engine.sampling.params import SamplingParams
-from corral.engine.speculation.draft_model import check_draft
+from corral.engine.speculation.draft_model import check_draft, check_draft_tokens
 from corral.errors import RequestError
-from corral.model.config import LlamaConfig
-from corral.model.llama import Llama
 from corral.model.presets import DEFAULT_MODEL
 from corral.text.messages import Message, as_messages
 from corral.text.prompt_format import choose_renderer, render_text
@@ -70,6 +69,7 @@ class LLM:
     ) -> None:
         self.name = model
         options = EngineOptions.of(engine)
+        folders = adapter_folders(adapters)
         self.checkpoint = open_model(model, report)
         self.config = self.checkpoint.config
         options.check(self.config)
@@ -78,15 +78,18 @@ class LLM:
         self._prompt_format = prompt_format
         if for_chat or prompt_format is not None:
             _ = self.renderer
+        for folder in folders.values():
+            check_adapter(folder, self.config)
+        guesser = self._open_draft(options, report)
         place = pick_device(device)
         kind = pick_dtype(dtype, place)
         with memory_in_words(place):
             network = load_model(self.checkpoint, kind, place, options.max_model_len)
-            draft = _load_draft(options, self.config, kind, place, report)
+            draft = None if guesser is None else load_model(guesser, kind, place, options.max_model_len)
             self.engine = build_engine(network, self.tokenizer, options, draft, report.notice)
         self._finalizer = weakref.finalize(self, self.engine.close)
-        for name, path in (adapters or {}).items():
-            self.engine.load_adapter(name, path)
+        for name, folder in folders.items():
+            self.engine.load_adapter(name, folder)
 
     def close(self) -> None:
         """Ends the engine and frees its memory; requests that still run are cancelled."""
@@ -325,6 +328,16 @@ class LLM:
     def _prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
         return render_text(self.tokenizer, prompt).tokens if isinstance(prompt, str) else tuple(prompt)
 
+    def _open_draft(self, options: EngineOptions, report: Report) -> Checkpoint | None:
+        """The smaller model that guesses tokens, if one was asked for."""
+        speculative = options.speculative_config
+        if speculative is None or speculative.model is None:
+            return None
+        checkpoint = open_model(speculative.model, report)
+        check_draft(self.config, checkpoint.config)
+        check_draft_tokens(self.tokenizer, checkpoint.tokenizer())
+        return checkpoint
+
     async def _adeltas(self, handle: Handle) -> AsyncIterator[Delta]:
         try:
             async for event in handle:
@@ -333,22 +346,6 @@ class LLM:
                     yield delta
         finally:
             handle.cancel()
-
-
-def _load_draft(
-    options: EngineOptions,
-    config: LlamaConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    report: Report,
-) -> Llama | None:
-    """The smaller model that guesses tokens, if one was asked for."""
-    speculative = options.speculative_config
-    if speculative is None or speculative.model is None:
-        return None
-    checkpoint = open_model(speculative.model, report)
-    check_draft(config, checkpoint.config)
-    return load_model(checkpoint, dtype, device, options.max_model_len)
 
 
 def _outputs(collectors: Sequence[Collector], prompts: Sequence[Prompt] = ()) -> list[RequestOutput]:

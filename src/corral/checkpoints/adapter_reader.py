@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from corral.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from corral.errors import CheckpointError
+from corral.model.config import LlamaConfig
+from corral.model.llama import Llama
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -62,6 +64,14 @@ def read_adapter(folder: Path, model: nn.Module) -> dict[str, LowRank]:
     return {
         module: _low_rank(file, config, module, linears.get(module), pair) for module, pair in halves.items()
     }
+
+
+def check_adapter(folder: Path, config: LlamaConfig) -> None:
+    """Raises CheckpointError where `read_adapter` would for a model of this shape, which need not be loaded.
+
+    Only whether a copy of the embedding is that of the model remains open.
+    """
+    read_adapter(folder, Llama.on_meta(config))
 
 
 def _low_rank(
@@ -120,7 +130,7 @@ def _check_saved_along(file: Path, name: str, tensor: Tensor, model: nn.Module) 
     if _SAVED_ALONG.fullmatch(name) is None:
         raise CheckpointError(f"{file} holds {name}, which is no LoRA weight of any linear layer")
     own = model.get_parameter(name.replace(".base_layer", ""))
-    if tensor.shape != own.shape or not _same(tensor, own):
+    if tensor.shape != own.shape or not (own.is_meta or _same(tensor, own)):
         raise CheckpointError(
             f"{file} holds {name} {list(tensor.shape)}, which differs from this model's {list(own.shape)}: "
             "the adapter was trained on other embeddings; merge it into its own model, or save it with "

@@ -198,6 +198,17 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
+def first_difference(one: Tokenizer, other: Tokenizer) -> int | None:
+    """The first id that does not mean the same to both, as far as both go. Control tokens may differ in name,
+    as the reserved ones of Llama 3 do between its versions."""
+    for token_id in range(min(one.vocab_size, other.vocab_size)):
+        if one.token_bytes(token_id) != other.token_bytes(token_id) and not (
+            one.is_control(token_id) and other.is_control(token_id)
+        ):
+            return token_id
+    return None
+
+
 def check_fits(tokenizer: Tokenizer, embedding_rows: int) -> None:
     """Refuses a tokenizer that belongs to another model.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from corral.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from corral.checkpoints.adapter_reader import LowRank, read_adapter
 from corral.errors import CheckpointError, RequestError
 from corral.model.llama import Llama
@@ -28,6 +29,29 @@ class _Adapter:
     @property
     def num_bytes(self) -> int:
         return sum(a.nbytes + b.nbytes for a, b in self.layers.values())
+
+
+def adapter_folders(adapters: Mapping[str, Path | str] | None) -> dict[str, Path]:
+    """The folders of adapters by their names, as callers give them; their configurations have been read.
+
+    Raises:
+        RequestError: `adapters` is no such mapping.
+        CheckpointError: a folder has no configuration, or that of something other than plain LoRA.
+    """
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise RequestError(f"adapters is {adapters!r}; it must map names to PEFT folders")
+    folders = {name: _folder(name, path) for name, path in (adapters or {}).items()}
+    for folder in folders.values():
+        AdapterConfig.read(folder / ADAPTER_CONFIG)
+    return folders
+
+
+def _folder(name: object, path: object) -> Path:
+    if not isinstance(name, str) or not name.strip():
+        raise RequestError(f"adapter name is {name!r}; it must be a text that is not empty")
+    if not isinstance(path, str | Path):
+        raise RequestError(f"adapter {name!r} is {path!r}; it must be the path of a PEFT folder")
+    return Path(path).expanduser()
 
 
 class AdapterSet:
@@ -51,12 +75,11 @@ class AdapterSet:
             CheckpointError: the adapter cannot be read, is not plain LoRA, or is for another model. Nothing
                 has changed then.
         """
-        if not isinstance(name, str) or not name.strip():
-            raise RequestError(f"adapter name is {name!r}; it must be a text that is not empty")
+        folder = _folder(name, path)
         self._require_free(name)
         layers = {
-            self._model.get_submodule(module): self._place(path, module, added)
-            for module, added in read_adapter(Path(path), self._model).items()
+            self._model.get_submodule(module): self._place(folder, module, added)
+            for module, added in read_adapter(folder, self._model).items()
         }
         with self._lock:
             self._require_free(name)
@@ -128,7 +151,7 @@ class AdapterSet:
             raise RequestError(f"adapter {name!r} is not loaded; loaded are: {loaded}")
         return adapter
 
-    def _place(self, path: Path | str, module: str, added: LowRank) -> tuple[Tensor, Tensor]:
+    def _place(self, path: Path, module: str, added: LowRank) -> tuple[Tensor, Tensor]:
         """The matrices as they are applied: copies, for the file may change while the adapter is loaded."""
         a = added.a.to(self._model.device, self._model.dtype, copy=True)
         b = (added.b.float() * added.scale).to(self._model.device, self._model.dtype)

@@ -15,13 +15,14 @@ from corral.engine.sampling.sampler import Row, sample_rows
 from corral.engine.speculation.block_contents import BlockContents
 from corral.errors import RequestError
 from corral.model.config import LlamaConfig
+from corral.text.tokenizer import Tokenizer, first_difference
 
 CATCH_UP = 512  # tokens of prompts that one proposal computes at most
 _NOTHING: frozenset[int] = frozenset()
 
 
 def check_draft(target: LlamaConfig, draft: LlamaConfig) -> None:
-    """Refuses a draft model that does not speak the target's tokens.
+    """Refuses a draft model whose guesses could not be the target's tokens.
 
     Raises:
         RequestError: the vocabularies differ in size.
@@ -30,6 +31,21 @@ def check_draft(target: LlamaConfig, draft: LlamaConfig) -> None:
         raise RequestError(
             f"speculative_config.model has a vocabulary of {draft.vocab_size} tokens and the model one of "
             f"{target.vocab_size}; give a draft model with the same tokenizer"
+        )
+
+
+def check_draft_tokens(target: Tokenizer, draft: Tokenizer) -> None:
+    """Refuses a draft model whose tokens are others than the target's: it would guess nonsense.
+
+    Raises:
+        RequestError: an id stands for different texts.
+    """
+    differs = first_difference(target, draft)
+    if differs is not None:
+        raise RequestError(
+            f"speculative_config.model has another tokenizer: token {differs} is "
+            f"{draft.decode([differs])!r} and not {target.decode([differs])!r}; give a draft model with the "
+            "same tokenizer"
         )
 
 
