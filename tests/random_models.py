@@ -7,6 +7,17 @@ import torch
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 
+SMALL = LlamaConfig(
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    dtype="float32",
+)
 # Fits the tokenizer of tests.text.vocabularies.chatml_tokenizer_json.
 SMALL_CHAT = LlamaConfig(
     vocab_size=400,

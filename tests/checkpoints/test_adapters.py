@@ -21,20 +21,10 @@ from torch import Tensor
 from corral.checkpoints.adapter_config import HARMLESS, REFUSED, USED, AdapterConfig
 from corral.checkpoints.adapter_reader import read_adapter
 from corral.errors import CheckpointError
-from corral.model.config import LlamaConfig
 from tests.peft_adapters import write_adapter
-from tests.random_models import random_model
+from tests.random_models import SMALL, random_model
 
-CONFIG = LlamaConfig(
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    dtype="float32",
-)
+CONFIG = replace(SMALL, vocab_size=96, hidden_size=32, head_dim=8)
 MODEL = random_model(CONFIG)
 PREFIX = "base_model.model."
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -114,10 +104,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     "rank of zero": (configure(r=0), "r is 0; it must be a whole number"),
     "rank as text": (configure(r="4"), "r is '4'; it must be a whole number"),
     "rank as truth": (configure(r=True), "r is True; it must be a whole number"),
-    "rank of other weights": (
-        configure(r=8),
-        "has rank 4, but r and rank_pattern in",
-    ),
+    "rank of other weights": (configure(r=8), "has rank 4, but r and rank_pattern in"),
     "alpha as text": (configure(lora_alpha="8"), "lora_alpha is '8'; it must be a number"),
     "alpha not a number": (configure(lora_alpha=float("nan")), "lora_alpha is nan"),
     "alpha without end": (configure(lora_alpha=10**400), "lora_alpha is 1000"),
@@ -158,30 +145,18 @@ BAD: dict[str, tuple[Damage, str]] = {
         put(f"{PREFIX}model.embed_tokens.lora_embedding_A", torch.ones(4, 96)),
         "model.embed_tokens.lora_embedding_A: Corral adapts linear layers, not the embedding",
     ),
-    "magnitudes": (
-        put(f"{PREFIX}{Q}.lora_magnitude_vector", torch.ones(32)),
-        "vector, which is no",
-    ),
+    "magnitudes": (put(f"{PREFIX}{Q}.lora_magnitude_vector", torch.ones(32)), "vector, which is no"),
     "a bias of a half": (put(f"{PREFIX}{Q}.lora_B.bias", torch.ones(32)), f"{Q}.lora_B.bias, which is no"),
     "a whole layer": (put(f"{PREFIX}{Q}.weight", torch.ones(32, 32)), f"{Q}.weight, which is no LoRA weight"),
-    "another head": (
-        put(f"{PREFIX}lm_head.weight", torch.ones(96, 32)),
-        "lm_head.weight [96, 32], which",
-    ),
+    "another head": (put(f"{PREFIX}lm_head.weight", torch.ones(96, 32)), "lm_head.weight [96, 32], which"),
     "more tokens": (
         put(f"{PREFIX}model.embed_tokens.weight", torch.ones(97, 32)),
         "model.embed_tokens.weight [97, 32], which differs from this model's [96, 32]",
     ),
-    "a pickle with code": (
-        as_pickle({Q_A: Unpicklable()}),
-        "damaged, or holds more than tensors",
-    ),
+    "a pickle with code": (as_pickle({Q_A: Unpicklable()}), "damaged, or holds more than tensors"),
     "a pickle of numbers": (as_pickle({Q_A: 3}), "which is no plain tensor"),
     "a pickle without names": (as_pickle({3: torch.ones(1)}), "holds 3, which is no plain tensor"),
-    "a pickle without weights": (
-        as_pickle({Q_A: torch.ones(1, device="meta")}),
-        "which is no plain tensor",
-    ),
+    "a pickle without weights": (as_pickle({Q_A: torch.ones(1, device="meta")}), "which is no plain tensor"),
     "a pickle without a table": (as_pickle([1, 2]), "adapter_model.bin is truncated, damaged"),
     **{
         f"{name} set": (configure(**{name: value}), f"{name} is {value!r}: {REFUSED[name][0]}")

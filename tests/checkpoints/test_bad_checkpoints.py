@@ -20,21 +20,10 @@ from safetensors.torch import load_file, save_file
 from corral.checkpoints.load import load_model
 from corral.checkpoints.source import open_checkpoint
 from corral.errors import CorralError
-from corral.model.config import LlamaConfig
 from tests.checkpoints.writers import write_gguf, write_hf, write_meta
-from tests.random_models import random_model
+from tests.random_models import SMALL, random_model
 
-CONFIG = LlamaConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    dtype="float32",
-)
-MODEL = random_model(CONFIG)
+MODEL = random_model(SMALL)
 
 Damage = Callable[[Path], object]
 
@@ -293,7 +282,7 @@ def test_a_part_of_a_split_gguf_that_is_missing_is_named(tmp_path: Path) -> None
 
 
 def test_a_tied_configuration_needs_no_head_but_an_untied_one_does(tmp_path: Path) -> None:
-    write_hf(random_model(replace(CONFIG, tie_word_embeddings=True)), tmp_path, 1)
+    write_hf(random_model(replace(SMALL, tie_word_embeddings=True)), tmp_path, 1)
     load_model(open_checkpoint(tmp_path))
     edit_config(tie_word_embeddings=False)(tmp_path)
     refused(tmp_path, r"lacks 1 .*lm_head\.weight")

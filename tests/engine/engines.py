@@ -27,6 +27,7 @@ from corral.engine.speculation.speculation import DraftModelProposer, LookupProp
 from corral.engine.speculation.speculator import Speculator
 from corral.model.llama import Llama
 from corral.text.tokenizer import Tokenizer
+from tests.engine.slot_cache import SlotCache
 
 BLOCK_SIZE = 4
 
@@ -111,20 +112,16 @@ class EagerControl(DraftControl):
         return 1 + num_tokens % 5
 
 
-class CheckingRunner:
+class CheckingRunner(SlotCache):
     """A device whose cache holds tokens instead of numbers, and that checks them.
 
-    Each slot remembers the token that was written there and all tokens before it. Whoever reads a slot with
-    another content than its own sequence's fails. The "hidden state" of a token is a digest of all tokens up
-    to it, so that the next one is a function of them.
+    Each slot remembers the token that was written there and all tokens before it, as a digest. Whoever reads
+    a slot with another content than its own sequence's fails. The "hidden state" of a token is that digest,
+    so that the next token is a function of all tokens up to it.
     """
 
     VOCAB = 12
     POISON = 11
-
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
-        self._slots: dict[int, int] = {}  # slot -> digest of the tokens up to the one that lies there
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         wanted: list[int] = []
@@ -132,13 +129,13 @@ class CheckingRunner:
             if self.POISON in span.tokens:
                 raise RuntimeError("a poisonous token")
         for span in spans:
-            digests = [self._slots[slot] for slot in self._slots_of(span, 0, span.start)]
+            digests = [self.slots[slot] for slot in self._slots_of(span, 0, span.start)]
             digest = digests[-1] if digests else 0
             for token in span.tokens:
                 digest = zlib.crc32(bytes([token]), digest)
                 digests.append(digest)
             written = self._slots_of(span, span.start, span.end)
-            self._slots.update(zip(written, digests[span.start :], strict=True))
+            self.slots.update(zip(written, digests[span.start :], strict=True))
             assert all(0 <= offset < len(span.tokens) for offset in span.wanted)
             wanted += [digests[span.start + offset] for offset in span.wanted]
         for span in spans:  # after all writes: nobody has written over what another reads
@@ -148,28 +145,15 @@ class CheckingRunner:
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         return torch.stack([logits_after(int(row)) for row in hidden[:, 0]])
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        size = self._block_size
-        for source, target in pairs:
-            for i in range(size):
-                if source * size + i in self._slots:
-                    self._slots[target * size + i] = self._slots[source * size + i]
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            for slot in range(block * self._block_size, (block + 1) * self._block_size):
-                self._slots.pop(slot, None)
-
     def _check(self, span: Span) -> None:
-        digests = [self._slots[slot] for slot in self._slots_of(span, 0, span.end)]
+        digests = [self.slots[slot] for slot in self._slots_of(span, 0, span.end)]
         digest = digests[span.start - 1] if span.start else 0
         for token, found in zip(span.tokens, digests[span.start :], strict=True):
             digest = zlib.crc32(bytes([token]), digest)
             assert found == digest, "a slot holds another sequence's token"
 
     def _slots_of(self, span: Span, start: int, end: int) -> list[int]:
-        size = self._block_size
-        return [span.blocks[p // size] * size + p % size for p in range(start, end)]
+        return [self.slot(span.blocks, position) for position in range(start, end)]
 
 
 def digest_of(tokens: Sequence[int]) -> int:

@@ -43,30 +43,19 @@ def calls(*made: dict[str, Any]) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": list(made)}
 
 
-SONGS_JSON = {
-    "name": "trending_songs",
-    "description": "Returns the trending songs on a Music site",
-    "parameters": {
-        "type": "object",
-        "properties": {
-            "n": {"type": "object", "description": "The number of songs to return"},
-            "genre": {"type": "object", "description": "The genre of the songs to return"},
-        },
-        "required": ["n"],
-    },
-}
-SONGS_TAG = {
-    "name": "trending_songs",
-    "description": "Returns the trending songs on a Music site",
-    "parameters": {
-        "type": "object",
-        "properties": {
-            "genre": {"type": "string", "description": "The genre of the songs to return"},
-            "n": {"type": "integer", "description": "The number of songs to return"},
-        },
-        "required": ["n"],
-    },
-}
+def songs(**types: str) -> dict[str, Any]:
+    """The tool of the documents, with its parameters in their order; the documents differ in both."""
+    said = {"n": "The number of songs to return", "genre": "The genre of the songs to return"}
+    properties = {name: {"type": kind, "description": said[name]} for name, kind in types.items()}
+    return {
+        "name": "trending_songs",
+        "description": "Returns the trending songs on a Music site",
+        "parameters": {"type": "object", "properties": properties, "required": ["n"]},
+    }
+
+
+SONGS_JSON = songs(n="object", genre="object")
+SONGS_TAG = songs(genre="string", n="integer")
 WEATHER = {
     "name": "get_weather",
     "description": "Get weather info for places",

@@ -15,25 +15,13 @@ from torch import Tensor
 from corral.engine.run.adapters import AdapterSet
 from corral.errors import CheckpointError, RequestError
 from corral.model.attention import PackedCausal
-from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from corral.model.project import plain
 from tests.peft_adapters import ATTENTION, write_adapter
-from tests.random_models import random_model
+from tests.random_models import SMALL, random_model
 
-CONFIG = LlamaConfig(
-    vocab_size=120,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    dtype="float32",
-)
-MODEL = random_model(CONFIG)
-TIED = random_model(replace(CONFIG, tie_word_embeddings=True, attention_bias=True), seed=1)
+MODEL = random_model(SMALL)
+TIED = random_model(replace(SMALL, tie_word_embeddings=True, attention_bias=True), seed=1)
 MLP = ["gate_proj", "up_proj", "down_proj"]
 PATTERNS = {
     "rank_pattern": {"layers.1.self_attn.q_proj": 2, r".*\.o_proj": 7, "^model.layers.0.mlp.*": 1},
@@ -53,7 +41,7 @@ VARIANTS: dict[str, tuple[Llama, dict[str, Any]]] = {
 
 
 def tokens_of(seed: int, length: int) -> Tensor:
-    return torch.randint(0, CONFIG.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, SMALL.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def logits_of(adapters: AdapterSet, model: Llama, batch: Sequence[tuple[str | None, Tensor]]) -> list[Tensor]:
@@ -102,7 +90,7 @@ def test_logits_equal_pefts(tmp_path: Path, name: str) -> None:
 
 def test_bfloat16_logits_are_as_near_to_float32_as_pefts(tmp_path: Path) -> None:
     oracle = write_adapter(MODEL, tmp_path, target_modules="all-linear")
-    small = Llama(CONFIG).bfloat16().requires_grad_(False)
+    small = Llama(SMALL).bfloat16().requires_grad_(False)
     small.load_state_dict(MODEL.state_dict())
     adapters = AdapterSet(small)
     adapters.load("x", tmp_path)

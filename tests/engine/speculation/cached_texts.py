@@ -13,13 +13,14 @@ from corral.engine.run.batch import Span
 from corral.engine.sampling.history import History
 from corral.engine.sampling.params import SamplingParams
 from corral.engine.speculation.draft_model import DraftModel, DraftRequest
+from tests.engine.slot_cache import SlotCache
 
 BLOCK_SIZE = 4
 VOCABULARY = 8  # of the runner that does not compute
 GREEDY = SamplingParams(temperature=0.0)
 
 
-class PrefixRunner:
+class PrefixRunner(SlotCache):
     """A runner whose cached value for a token stands for all tokens before it, as they were cached.
 
     The best next token is a function of that value, and so of everything in the cache that a real model would
@@ -27,7 +28,7 @@ class PrefixRunner:
     """
 
     def __init__(self) -> None:
-        self.cached: dict[int, int] = {}
+        super().__init__(BLOCK_SIZE)
         self.num_tokens = 0
 
     def run(self, spans: Sequence[Span]) -> Tensor:
@@ -36,8 +37,9 @@ class PrefixRunner:
             self.num_tokens += len(span.tokens)
             for offset, token in enumerate(span.tokens):
                 position = span.start + offset
-                value = extended(self.cached.get(_slot(span.blocks, position - 1), -1), token, position)
-                self.cached[_slot(span.blocks, position)] = value
+                before = self.slots.get(self.slot(span.blocks, position - 1), -1) if position else -1
+                value = extended(before, token, position)
+                self.slots[self.slot(span.blocks, position)] = value
                 if offset in span.wanted:
                     wanted.append(value)
         return torch.tensor(wanted, dtype=torch.long)
@@ -45,21 +47,6 @@ class PrefixRunner:
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         assert len(adapters) == len(hidden)
         return torch.nn.functional.one_hot(hidden % VOCABULARY, VOCABULARY).float()
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        for source, target in pairs:
-            for offset in range(BLOCK_SIZE):
-                value = self.cached.get(source * BLOCK_SIZE + offset, -1)
-                self.cached[target * BLOCK_SIZE + offset] = value
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            for offset in range(BLOCK_SIZE):
-                self.cached.pop(block * BLOCK_SIZE + offset, None)
-
-
-def _slot(blocks: Sequence[int], position: int) -> int:
-    return blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE if position >= 0 else -1
 
 
 def extended(value: int, token: int, position: int) -> int:
