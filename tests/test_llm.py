@@ -14,10 +14,10 @@ import torch
 
 from corral import LLM, Message, SamplingParams
 from corral.engine.outputs import RequestOutput
+from corral.engine.prompts import Prompt
 from corral.engine.request import Score
 from corral.engine.run.runner import TorchRunner
 from corral.errors import CheckpointError, CorralError, RenderError, RequestError
-from corral.llm import Prompt
 from corral.text.rendered import RenderOptions
 from tests.checkpoints.writers import write_chat_model
 from tests.peft_adapters import write_adapter

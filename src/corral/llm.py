@@ -6,7 +6,7 @@ import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from corral.checkpoints.adapter_reader import check_adapter
 from corral.checkpoints.checkpoint import Checkpoint
@@ -19,20 +19,17 @@ from corral.engine.build import build_engine
 from corral.engine.handle import Handle
 from corral.engine.options import EngineOptions
 from corral.engine.outputs import Collector, Delta, DeltaStream, RequestOutput, ScoreOutput, as_delta
+from corral.engine.prompts import Dialog, Prompt, as_dialogs, as_prompts, one_for_each, require_prompt
 from corral.engine.request import Request, Score
 from corral.engine.run.adapters import adapter_folders
 from corral.engine.sampling.params import SamplingParams
 from corral.engine.speculation.draft_model import check_draft, check_draft_tokens
 from corral.errors import RequestError
 from corral.model.presets import DEFAULT_MODEL
-from corral.text.messages import Message, as_messages
+from corral.text.messages import as_messages
 from corral.text.prompt_format import choose_renderer, render_text
 from corral.text.rendered import Rendered, Renderer, RenderOptions, Tool
 from corral.text.tokenizer import check_fits
-
-T = TypeVar("T")
-Prompt = str | Sequence[int]
-Dialog = Sequence[Message | Mapping[str, Any]]
 
 
 class LLM:
@@ -57,7 +54,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str = DEFAULT_MODEL,
+        model: str | Path = DEFAULT_MODEL,
         *,
         dtype: str = "auto",
         device: str = "auto",
@@ -67,10 +64,12 @@ class LLM:
         report: Report = silent,
         **engine: Any,
     ) -> None:
-        self.name = model
+        if not isinstance(model, str | Path):
+            raise RequestError(f"model is {model!r}; it must be a name or a path")
+        self.name = str(model)
         options = EngineOptions.of(engine)
         folders = adapter_folders(adapters)
-        self.checkpoint = open_model(model, report)
+        self.checkpoint = open_model(self.name, report)
         self.config = self.checkpoint.config
         options.check(self.config)
         self.tokenizer = self.checkpoint.tokenizer()
@@ -126,8 +125,8 @@ class LLM:
         """The ids that end a text, as the checkpoint states them."""
         stated = {*self.config.eos_token_ids, *self.checkpoint.generation.eos_token_ids}
         if not stated and self.tokenizer.eos_id is not None:
-            return frozenset({self.tokenizer.eos_id})
-        return frozenset(stated)
+            stated = {self.tokenizer.eos_id}
+        return frozenset(i for i in stated if 0 <= i < self.config.vocab_size)  # others can never come
 
     def default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's makers recommend; greedy where they say nothing."""
@@ -207,7 +206,7 @@ class LLM:
 
         `sampling_params` are for all prompts, or one for each.
         """
-        several = _as_list(prompts)
+        several = as_prompts(prompts)
         requests = self._requests(several, sampling_params, adapter)
         collectors = run_batch(self.engine, requests, self.tokenizer, use_tqdm=use_tqdm)
         return _outputs(collectors, several)
@@ -269,7 +268,7 @@ class LLM:
         adapter: str | None = None,
     ) -> list[RequestOutput]:
         """As `generate`, in an event loop."""
-        several = _as_list(prompts)
+        several = as_prompts(prompts)
         requests = self._requests(several, sampling_params, adapter)
         return _outputs(await arun_batch(self.engine, requests, self.tokenizer), several)
 
@@ -303,7 +302,9 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
         adapter: str | None,
     ) -> list[Request]:
-        pairs = zip(prompts, _for_each("sampling_params", params, len(prompts)), strict=True)
+        pairs = zip(
+            prompts, one_for_each("sampling_params", SamplingParams, params, len(prompts)), strict=True
+        )
         return [self.request(prompt, one, adapter=adapter) for prompt, one in pairs]
 
     def _chat_requests(
@@ -314,18 +315,21 @@ class LLM:
         options: RenderOptions,
         adapter: str | None,
     ) -> list[Request]:
-        dialogs = _as_dialogs(messages)
-        pairs = zip(dialogs, _for_each("sampling_params", params, len(dialogs)), strict=True)
+        dialogs = as_dialogs(messages)
+        pairs = zip(
+            dialogs, one_for_each("sampling_params", SamplingParams, params, len(dialogs)), strict=True
+        )
         return [self.chat_request(dialog, one, tools, options, adapter=adapter) for dialog, one in pairs]
 
     def _score_requests(
         self, prompts: Prompt | Sequence[Prompt], score: Score | Sequence[Score], adapter: str | None
     ) -> list[Request]:
-        several = _as_list(prompts)
-        pairs = zip(several, _for_each("score", score, len(several)), strict=True)
-        return [Request(self._prompt_tokens(p), score=one, adapter=adapter) for p, one in pairs]
+        several = as_prompts(prompts)
+        pairs = zip(several, one_for_each("score", Score, score, len(several)), strict=True)
+        return [Request(self._prompt_tokens(p), score=one or Score(), adapter=adapter) for p, one in pairs]
 
     def _prompt_tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        require_prompt("the prompt", prompt)
         return render_text(self.tokenizer, prompt).tokens if isinstance(prompt, str) else tuple(prompt)
 
     def _open_draft(self, options: EngineOptions, report: Report) -> Checkpoint | None:
@@ -351,26 +355,3 @@ class LLM:
 def _outputs(collectors: Sequence[Collector], prompts: Sequence[Prompt] = ()) -> list[RequestOutput]:
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts] or [None] * len(collectors)
     return [collector.result(text) for collector, text in zip(collectors, texts, strict=True)]
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """One text, or one row of token ids, is a list of one prompt."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
-
-
-def _as_dialogs(messages: Dialog | Sequence[Dialog]) -> Sequence[Dialog]:
-    """One dialog is a list of one."""
-    if not messages or isinstance(messages[0], Message | Mapping):
-        return [messages]  # type: ignore[list-item]
-    return messages  # type: ignore[return-value]
-
-
-def _for_each(name: str, values: T | Sequence[T], count: int) -> Sequence[T]:
-    """One value for each of `count` prompts."""
-    if not isinstance(values, Sequence):
-        return [values] * count
-    if len(values) != count:
-        raise RequestError(f"{name} has {len(values)} entries for {count} prompts; give one, or one for each")
-    return values

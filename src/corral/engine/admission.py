@@ -41,6 +41,7 @@ def _check_generation(request: Request, vocab_size: int, max_model_len: int, max
     room = max_model_len - len(request.tokens)
     if params.min_tokens > room:
         raise RequestError(f"min_tokens is {params.min_tokens}, but the context has room for {room} more")
+    _check_ids("stop_ids", request.stop_ids, vocab_size)
     _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
     _check_ids("logit_bias", params.logit_bias, vocab_size)
 
@@ -57,7 +58,5 @@ def _check_score(request: Request, vocab_size: int) -> None:
 
 def _check_ids(where: str, ids: Iterable[int], vocab_size: int) -> None:
     for token_id in ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise RequestError(f"{where} holds {token_id!r}; token ids are whole numbers")
         if not 0 <= token_id < vocab_size:
             raise RequestError(f"{where} holds token id {token_id}, outside the vocabulary of {vocab_size}")

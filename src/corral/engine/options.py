@@ -38,6 +38,8 @@ class SpeculativeConfig:
         if method not in METHODS:
             raise RequestError(f"speculative_config.method is {method!r}; it must be {' or '.join(METHODS)}")
         object.__setattr__(self, "method", METHODS[method])
+        if self.model is not None and not isinstance(self.model, str):
+            raise RequestError(f"speculative_config.model is {self.model!r}; it must be the name of a model")
         if (self.method == "draft_model") != (self.model is not None):
             raise RequestError("speculative_config.model goes with the method draft_model, and only with it")
         require_whole(

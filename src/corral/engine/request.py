@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as short
 
-from corral.engine.sampling.checks import require_number, require_whole
+from corral.engine.sampling.checks import require_flag, require_number, require_whole
 from corral.engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from corral.errors import RequestError
+
+
+def as_ids(name: str, ids: Collection[int]) -> tuple[int, ...]:
+    """Token ids as a tuple.
+
+    Raises:
+        RequestError: it is no list, or something in it is no whole number.
+    """
+    if not isinstance(ids, Collection) or isinstance(ids, str | bytes):
+        raise RequestError(f"{name} is {short(ids)}; it must be a list of token ids")
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise RequestError(f"{name} holds {short(token_id)}; token ids are whole numbers")
+    return tuple(ids)
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,10 @@ class Score:
     next_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "next_token_ids", tuple(self.next_token_ids))
+        object.__setattr__(self, "next_token_ids", as_ids("score.next_token_ids", self.next_token_ids))
         require_whole("score.start", self.start, low=1)
         require_whole("score.top", self.top, low=0, high=MAX_LOGPROBS)
         require_whole("score.next_top", self.next_top, low=0, high=MAX_LOGPROBS)
-        for token_id in self.next_token_ids:
-            require_whole("score.next_token_ids", token_id, low=0)
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,15 @@ class Request:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(self.tokens))
-        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        object.__setattr__(self, "tokens", as_ids("the prompt", self.tokens))
+        object.__setattr__(self, "stop_ids", frozenset(as_ids("stop_ids", self.stop_ids)))
+        if not isinstance(self.params, SamplingParams):
+            raise RequestError(f"params is {self.params!r}; it must be a SamplingParams")
+        if self.score is not None and not isinstance(self.score, Score):
+            raise RequestError(f"score is {self.score!r}; it must be a Score")
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise RequestError(f"adapter is {self.adapter!r}; it must be the name of a loaded adapter")
+        require_flag("continues", self.continues)
         require_whole("priority", self.priority, low=-(2**31), high=2**31)
         if self.timeout is not None:
             require_number("timeout", self.timeout, low=0.0, low_open=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from corral.errors import RequestError
@@ -12,7 +13,8 @@ def require_number(
     name: str, value: Any, *, low: float, high: float = math.inf, low_open: bool = False
 ) -> None:
     """Raises RequestError unless the value is a finite number within the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # nor an int that no float can hold
         raise RequestError(f"{name} is {value!r}; it must be a number")
     if value < low or value > high or (low_open and value == low):
         above = f"greater than {low:g}" if low_open else f"at least {low:g}"
