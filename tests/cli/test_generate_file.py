@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -332,6 +333,36 @@ def test_however_a_file_was_cut_off_its_whole_rows_are_kept(
             results.add(row)
         results.finish()
     assert read_rows(out) == rows
+
+
+def add_rows(path: Path, count: int, row: dict[str, Any]) -> None:
+    with ResultFile(path, {}) as results:
+        for index in range(count):
+            results.add({"index": index, **row})
+
+
+def test_a_full_disk_costs_no_row_that_was_finished(tmp_path: Path) -> None:
+    path, row = tmp_path / "out.jsonl", {"outputs": ["x" * 100]}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(PromptFileError, match=r"cannot be written: File too large; \d rows are kept"):
+            add_rows(path, 100, row)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with ResultFile(path, {}) as results:
+        assert results.num_rows == 7
+        results.add({"index": 7, **row})
+        results.finish()
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "device"])
+def test_results_go_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("device.partial").symlink_to("/dev/full")  # which can be read for ever
+    with pytest.raises(PromptFileError, match=r"is a folder; give|device\.partial is not a file; move"):
+        ResultFile(Path(name), {})
 
 
 def test_an_adapter_changes_what_is_generated(

@@ -38,11 +38,13 @@ class ResultFile:
 
     def __init__(self, path: Path, begun_with: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = path = path.expanduser()
-        self.partial = path.with_name(f"{path.name}.partial")
         if path.is_dir():
             raise PromptFileError(f"{path} is a folder; give the name of a file")
+        self.partial = path.with_name(f"{path.name}.partial")
         if path.exists() and not overwrite:
             raise PromptFileError(f"{path} exists; choose another name, or add --overwrite")
+        if self.partial.exists() and not self.partial.is_file():
+            raise PromptFileError(f"{self.partial} is not a file; move it out of the way")
         self.num_rows = self.num_failed = 0
         self._file: IO[bytes] = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
@@ -59,7 +61,11 @@ class ResultFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:  # what could not be written before cannot be written now
+            if kind is None:
+                raise
         if self.num_rows == 0:
             self.partial.unlink(missing_ok=True)
 
@@ -134,8 +140,14 @@ class ResultFile:
                 )
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise PromptFileError(
+                f"{self.partial} cannot be written: {os.strerror(error.errno or 0)}; {self.num_rows} rows "
+                "are kept in it, and the same command goes on from there"
+            ) from None
 
     def _count(self, row: Mapping[str, Any]) -> None:
         self.num_rows += 1
