@@ -24,7 +24,7 @@ from corral.engine.request import Request, Score
 from corral.engine.run.adapters import adapter_folders
 from corral.engine.sampling.params import SamplingParams
 from corral.engine.speculation.draft_model import check_draft, check_draft_tokens
-from corral.errors import RequestError
+from corral.errors import CorralError, RequestError
 from corral.model.presets import DEFAULT_MODEL
 from corral.text.messages import as_messages
 from corral.text.prompt_format import choose_renderer, render_text
@@ -87,8 +87,12 @@ class LLM:
             draft = None if guesser is None else load_model(guesser, kind, place, options.max_model_len)
             self.engine = build_engine(network, self.tokenizer, options, draft, report.notice)
         self._finalizer = weakref.finalize(self, self.engine.close)
-        for name, folder in folders.items():
-            self.engine.load_adapter(name, folder)
+        try:
+            for name, folder in folders.items():
+                self.engine.load_adapter(name, folder)
+        except CorralError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the engine and frees its memory; requests that still run are cancelled."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 
 from corral.engine.cache.storage import KVStorage
+from corral.engine.config import SchedulerConfig
 from corral.engine.engine import Engine
-from corral.engine.events import Event, Failed, Tokens
+from corral.engine.events import Event, Failed, Finished, Tokens
+from corral.engine.handle import Handle
 from corral.engine.request import Request
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
@@ -18,8 +22,9 @@ from corral.engine.run.runner import TorchRunner
 from corral.engine.sampling.params import SamplingParams
 from corral.engine.scheduler import Work
 from corral.engine.speculation.speculator import NoSpeculation
+from corral.errors import EngineBusyError, EngineError
 from corral.model.llama import Llama
-from tests.engine.engines import check_idle, run, running_engine
+from tests.engine.engines import check_idle, run, running_engine, wait_until
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 POISON, BROKEN, PANIC = 500, 501, 502  # token ids at which `FragileRunner` raises, or computes no numbers
@@ -137,3 +142,39 @@ def test_guesses_that_fail_change_nothing(llama31_model: Llama) -> None:
         expected = tokens_of(list(engine.submit(request)))
     with running_engine(llama31_model, speculate=BadGuesser()) as engine:
         assert tokens_of(list(engine.submit(request))) == expected
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_closing_while_others_submit_and_cancel_ends_every_request(llama31_model: Llama, drain: bool) -> None:
+    handles: list[Handle] = []
+
+    def submit(engine: Engine, seed: int) -> None:
+        choose = random.Random(seed)
+        while True:
+            params = SamplingParams(n=choose.randint(1, 3), max_tokens=choose.randint(1, 9), seed=seed)
+            try:
+                handle = engine.submit(Request([seed + 2] * choose.randint(1, 20), params))
+            except EngineBusyError:
+                continue
+            except EngineError:
+                return
+            handles.append(handle)
+            if choose.random() < 0.5:
+                handle.cancel()
+
+    config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_waiting_requests=40)
+    with running_engine(llama31_model, config=config, num_blocks=30) as engine:
+        threads = [threading.Thread(target=submit, args=(engine, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(handles) > 60)
+        engine.close(drain=drain)
+        for thread in threads:
+            thread.join()
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+        engine.check_integrity = lambda: None  # type: ignore[method-assign]  # its thread has ended
+    for handle in handles:
+        assert handle.done
+        ends = [event for event in handle if isinstance(event, Finished)]
+        assert sorted(end.index for end in ends) == list(range(handle.request.params.n))
