@@ -16,6 +16,7 @@ from corral import LLM, Message, SamplingParams
 from corral.engine.outputs import RequestOutput
 from corral.engine.prompts import Prompt
 from corral.engine.request import Score
+from corral.engine.run.native_runner import NativeRunner
 from corral.engine.run.runner import TorchRunner
 from corral.errors import CheckpointError, CorralError, RenderError, RequestError
 from corral.text.rendered import RenderOptions
@@ -97,7 +98,7 @@ def test_a_base_model_is_refused_for_chat_before_its_weights_are_read(
 ) -> None:
     write_chat_model(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("corral.llm.load_network", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(RenderError, match="base model"):
         LLM(str(tmp_path), for_chat=True)
 
@@ -132,7 +133,7 @@ def test_an_adapter_or_draft_model_that_does_not_fit_is_refused_before_the_weigh
     vocabulary = fields["model"]["vocab"]
     vocabulary["Q"], vocabulary["z"] = vocabulary["z"], vocabulary["Q"]
     file.write_text(json.dumps(fields), encoding="utf-8")
-    monkeypatch.setattr("corral.llm.load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("corral.llm.load_network", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(CheckpointError, match="the adapter was made for another model"):
         LLM(str(model), adapters={"mine": adapter})
     with pytest.raises(RequestError, match=r"model has another tokenizer: token \d+ is 'z' and not 'Q'; "):
@@ -152,7 +153,8 @@ def test_too_little_memory_is_explained(llm: LLM, monkeypatch: pytest.MonkeyPatc
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(TorchRunner, "run", fail)
+        for runner in (TorchRunner, NativeRunner):
+            patch.setattr(runner, "run", fail)
         with pytest.raises(RequestError, match="not enough memory"):
             llm.chat(QUESTION, GREEDY)
     assert "Paris" in llm.chat(QUESTION, GREEDY)[0].outputs[0].text  # the engine goes on

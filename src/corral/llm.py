@@ -10,13 +10,13 @@ from typing import Any
 
 from corral.checkpoints.adapter_reader import check_adapter
 from corral.checkpoints.checkpoint import Checkpoint
-from corral.checkpoints.load import load_model
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
-from corral.devices import memory_in_words, pick_device, pick_dtype
+from corral.devices import memory_in_words, pick_device
 from corral.engine.batches import arun_batch, asubmit, run_batch
 from corral.engine.build import build_engine
 from corral.engine.handle import Handle
+from corral.engine.networks import load_network
 from corral.engine.options import EngineOptions
 from corral.engine.outputs import Collector, Delta, DeltaStream, RequestOutput, ScoreOutput, as_delta
 from corral.engine.prompts import Dialog, Prompt, as_dialogs, as_prompts, one_for_each, require_prompt
@@ -81,10 +81,9 @@ class LLM:
             check_adapter(folder, self.config)
         guesser = self._open_draft(options, report)
         place = pick_device(device)
-        kind = pick_dtype(dtype, place)
         with memory_in_words(place):
-            network = load_model(self.checkpoint, kind, place, options.max_model_len)
-            draft = None if guesser is None else load_model(guesser, kind, place, options.max_model_len)
+            network = load_network(self.checkpoint, dtype, place, options, report.notice)
+            draft = None if guesser is None else load_network(guesser, dtype, place, options, report.notice)
             self.engine = build_engine(network, self.tokenizer, options, draft, report.notice)
         self._finalizer = weakref.finalize(self, self.engine.close)
         try:

@@ -17,7 +17,7 @@ from corral.cli.main import run
 from tests.checkpoints.writers import write_chat_model, write_meta
 from tests.random_models import SMALL_CHAT, random_model
 
-VERBS = ("chat", "generate", "pull", "info", "export", "plan", "bench")
+VERBS = ("chat", "generate", "pull", "info", "export", "plan", "bench", "cache")
 
 
 @pytest.fixture

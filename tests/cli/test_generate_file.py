@@ -207,7 +207,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model: Path, tmp_path: Path, bl
     rows = [{"prompt_token_ids": [10 + i, 11], "max_tokens": 60} for i in range(200)]
     source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
-    command = arguments(model, source, out, "--ignore-eos", "--max-num-seqs", "4")
+    command = arguments(model, source, out, "--ignore-eos", "--max-num-seqs", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "corral", *command],
         stderr=subprocess.PIPE,

@@ -16,11 +16,13 @@ from corral.engine.cache.block_pool import BlockPool
 from corral.engine.cache.storage import KVStorage
 from corral.engine.config import SchedulerConfig
 from corral.engine.engine import Engine
+from corral.engine.networks import Network, Runners
+from corral.engine.options import EngineOptions
 from corral.engine.outputs import RequestOutput
 from corral.engine.request import Request
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
-from corral.engine.run.runner import Runner, TorchRunner
+from corral.engine.run.runner import Runner
 from corral.engine.speculation.control import DraftControl
 from corral.engine.speculation.draft_model import DraftModel
 from corral.engine.speculation.speculation import DraftModelProposer, LookupProposer, Proposer, Speculation
@@ -34,7 +36,7 @@ BLOCK_SIZE = 4
 
 @contextmanager
 def running_engine(
-    model: Llama,
+    model: Network,
     *,
     tokenizer: Tokenizer | None = None,
     num_blocks: int = 400,
@@ -46,14 +48,17 @@ def running_engine(
     max_model_len: int | None = None,
     runner: Runner | None = None,
 ) -> Iterator[Engine]:
-    """An engine with a pool of a given size. At the end nothing may be left in use.
+    """An engine with a pool of a given size, on the kernels that users get: the native ones where they are
+    built, torch with CORRAL_ISA=none. At the end nothing may be left in use.
 
     `speculate` is "prompt_lookup", a draft model, or what guesses.
     """
+    runners = Runners(EngineOptions(), model.device)
+    network = model if runner else runners.prepare(model)
     storage = KVStorage(model.config, num_blocks, block_size, kv_dtype, model.dtype)
-    adapters = AdapterSet(model)
+    adapters = AdapterSet(network)
     engine = Engine(
-        runner or TorchRunner(model, storage, adapters),
+        runner or runners.runner(network, storage, adapters),
         BlockPool(num_blocks, block_size, prefix_caching),
         adapters,
         vocab_size=model.config.vocab_size,
@@ -61,7 +66,7 @@ def running_engine(
         or min((num_blocks - 1) * block_size, model.config.max_position_embeddings),
         tokenizer=tokenizer,
         config=config or SchedulerConfig(),
-        speculator=_speculator(speculate, num_blocks, block_size),
+        speculator=_speculator(speculate, num_blocks, block_size, runners),
     )
     try:
         yield engine
@@ -93,14 +98,15 @@ def run(
 
 
 def _speculator(
-    speculate: str | Llama | Speculator | None, num_blocks: int, block_size: int
+    speculate: str | Llama | Speculator | None, num_blocks: int, block_size: int, runners: Runners
 ) -> Speculator | None:
     if not isinstance(speculate, str | Llama):
         return speculate
     proposer: Proposer = LookupProposer()
     if isinstance(speculate, Llama):
-        storage = KVStorage(speculate.config, num_blocks, block_size, "auto", speculate.dtype)
-        runner = TorchRunner(speculate, storage, AdapterSet(speculate))
+        draft = runners.prepare(speculate)
+        storage = KVStorage(draft.config, num_blocks, block_size, "auto", draft.dtype)
+        runner = runners.runner(draft, storage, AdapterSet(draft))
         proposer = DraftModelProposer(DraftModel(runner, block_size))
     return Speculation(EagerControl(), proposer)
 

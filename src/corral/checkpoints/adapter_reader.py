@@ -7,7 +7,7 @@ The format is that of PEFT's guide to its checkpoints: `base_model.model.` and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,13 @@ class LowRank:
     scale: float
 
 
-def read_adapter(folder: Path, model: nn.Module) -> dict[str, LowRank]:
+def read_adapter(
+    folder: Path, model: nn.Module, parameter: Callable[[str], Tensor] | None = None
+) -> dict[str, LowRank]:
     """What the adapter in a folder adds, by the names of the model's linear layers.
 
     The weights in the file decide which layers are adapted. The tensors may be views of the mapped file.
+    `parameter` gives the model's own weights by name, where they are not those of `model`.
 
     Raises:
         CheckpointError: a file is missing or damaged, the adapter is not plain LoRA, or it is for another
@@ -54,7 +57,7 @@ def read_adapter(folder: Path, model: nn.Module) -> dict[str, LowRank]:
         name = key.removeprefix("base_model.model.")
         match = _HALF.fullmatch(name)
         if match is None:
-            _check_saved_along(file, name, tensor, model)
+            _check_saved_along(file, name, tensor, parameter or model.get_parameter)
             continue
         if match["half"] in halves.setdefault(match["module"], {}):
             raise CheckpointError(f"{file} holds lora_{match['half']} of {match['module']} twice")
@@ -120,7 +123,9 @@ def _check_shapes(file: Path, module: str, linear: nn.Linear, a: Tensor, b: Tens
         )
 
 
-def _check_saved_along(file: Path, name: str, tensor: Tensor, model: nn.Module) -> None:
+def _check_saved_along(
+    file: Path, name: str, tensor: Tensor, parameter: Callable[[str], Tensor]
+) -> None:
     """Lets a copy of the model's own embedding or head pass; anything else is refused."""
     if ".lora_embedding_" in name:
         raise CheckpointError(
@@ -129,7 +134,7 @@ def _check_saved_along(file: Path, name: str, tensor: Tensor, model: nn.Module) 
         )
     if _SAVED_ALONG.fullmatch(name) is None:
         raise CheckpointError(f"{file} holds {name}, which is no LoRA weight of any linear layer")
-    own = model.get_parameter(name.replace(".base_layer", ""))
+    own = parameter(name.replace(".base_layer", ""))
     if tensor.shape != own.shape or not (own.is_meta or _same(tensor, own)):
         raise CheckpointError(
             f"{file} holds {name} {list(tensor.shape)}, which differs from this model's {list(own.shape)}: "

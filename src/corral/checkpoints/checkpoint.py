@@ -12,6 +12,7 @@ from torch import Tensor
 
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig, token_ids
+from corral.quant import Weight
 from corral.text.tokenizer import Tokenizer
 
 ChatTemplate = str | dict[str, str]
@@ -64,6 +65,7 @@ class Checkpoint(Protocol):
         chat_template: the Jinja template (or several by name), if the checkpoint has one.
         generation: recommended sampling.
         storage: how many tensors are stored in which type, such as {"Q4_1": 210, "F32": 61}.
+        files: those that decide what the tensors are and how they are read.
     """
 
     path: Path
@@ -76,8 +78,14 @@ class Checkpoint(Protocol):
     @property
     def storage(self) -> dict[str, int]: ...
 
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors by Hugging Face weight name, one at a time; quantized ones as float32."""
+
+    def weights(self) -> Iterator[tuple[str, Weight]]:
+        """As `tensors`, but quantized matrices as the weight family that holds them without loss."""
 
     def tokenizer(self) -> Tokenizer: ...
 

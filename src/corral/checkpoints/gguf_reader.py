@@ -13,14 +13,17 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as GgmlType
+from numpy.typing import NDArray
 from torch import Tensor
 
 from corral.checkpoints.checkpoint import ChatTemplate, GenerationConfig
+from corral.checkpoints.gguf_blocks import read_blocks
 from corral.checkpoints.gguf_file import GgufFile, GgufTensor
 from corral.checkpoints.snapshot import gguf_parts
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.rope import interleaved_to_halves, inverse_frequencies
+from corral.quant import Affine, Codebook, Weight
 from corral.text.tokenizer import Tokenizer
 
 _PLAIN = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
@@ -72,10 +75,26 @@ class GgufCheckpoint:
     def storage(self) -> dict[str, int]:
         return dict(Counter(GgmlType(tensor.type).name for _, tensor in self._where.values()))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(file.path for file in self._files)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, (file, tensor) in self._where.items():
             if name != _ROPE_FACTORS:
                 yield _hf_name(name, file.path), self._undo_permutation(name, _read_tensor(file, tensor))
+
+    def weights(self) -> Iterator[tuple[str, Weight]]:
+        for name, (file, tensor) in self._where.items():
+            if name == _ROPE_FACTORS:
+                continue
+            if GgmlType(tensor.type) in _PLAIN or len(tensor.shape) != 2:
+                yield _hf_name(name, file.path), self._undo_permutation(name, _read_tensor(file, tensor))
+                continue
+            weight = _read_blocks(file, tensor)
+            order = self._undo_permutation(name, torch.arange(tensor.shape[0]))
+            moved = ".attn_q." in name or ".attn_k." in name
+            yield _hf_name(name, file.path), weight.rows(order) if moved else weight
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self.metadata)
@@ -198,21 +217,40 @@ def _check_whole(file: GgufFile, tensor: GgufTensor) -> None:
 def _read_tensor(file: GgufFile, tensor: GgufTensor) -> Tensor:
     """One tensor: plain types as they are (no copy), quantized ones as float32."""
     kind = GgmlType(tensor.type)
-    count = _num_bytes(tensor, file.path)
-    raw = np.frombuffer(file.data, dtype=np.uint8, count=count, offset=tensor.offset)
     if kind in _PLAIN:
-        values = torch.frombuffer(
-            file.data, dtype=_PLAIN[kind], count=count // _PLAIN[kind].itemsize, offset=tensor.offset
-        )
+        count = _num_bytes(tensor, file.path) // _PLAIN[kind].itemsize
+        values = torch.frombuffer(file.data, dtype=_PLAIN[kind], count=count, offset=tensor.offset)
         return values.reshape(tensor.shape)
-    rows = raw.reshape(-1, count // math.prod(tensor.shape[:-1]))
+    rows = _rows_of_blocks(file, tensor)
     output = np.empty((rows.shape[0], tensor.shape[-1]), dtype=np.float32)
     step = max(1, _DEQUANTIZED_AT_ONCE // tensor.shape[-1])
     try:
         for start in range(0, len(rows), step):
             output[start : start + step] = gguf.quants.dequantize(rows[start : start + step], kind)
     except NotImplementedError:
-        raise CheckpointError(
-            f"{file.path}: {tensor.name} is {kind.name}, which cannot be dequantized"
-        ) from None
+        raise _unknown(file, tensor) from None
     return torch.from_numpy(output).reshape(tensor.shape)
+
+
+def _read_blocks(file: GgufFile, tensor: GgufTensor) -> Affine | Codebook:
+    """One quantized matrix in a weight family."""
+    try:
+        return read_blocks(_rows_of_blocks(file, tensor), GgmlType(tensor.type))
+    except NotImplementedError:
+        raise _unknown(file, tensor) from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file.path} is damaged at {tensor.name} ({error}); download it again"
+        ) from None
+
+
+def _rows_of_blocks(file: GgufFile, tensor: GgufTensor) -> NDArray[np.uint8]:
+    """The bytes of a quantized tensor [rows, bytes of a row], where they lie in the file."""
+    count = _num_bytes(tensor, file.path)
+    raw = np.frombuffer(file.data, dtype=np.uint8, count=count, offset=tensor.offset)
+    return raw.reshape(math.prod(tensor.shape[:-1]), -1)
+
+
+def _unknown(file: GgufFile, tensor: GgufTensor) -> CheckpointError:
+    kind = GgmlType(tensor.type).name
+    return CheckpointError(f"{file.path}: {tensor.name} is {kind}, which cannot be dequantized")

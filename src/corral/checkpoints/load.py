@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from corral.checkpoints.checkpoint import Checkpoint
 from corral.errors import CheckpointError
 from corral.model.llama import Llama
+from corral.quant import Weight
+
+W = TypeVar("W", bound=Weight)
 
 _IGNORED = ("rotary_emb.inv_freq",)  # buffers that old checkpoints carry along
 
@@ -31,16 +35,9 @@ def load_model(
     config = checkpoint.config
     wanted = dtype or getattr(torch, config.dtype)
     model = Llama.on_meta(config, context_length)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    missing = set(shapes)
+    shapes = _shapes(model)
     converted: dict[str, Tensor] | None = None
-    for name, tensor in checkpoint.tensors():
-        if name.endswith(_IGNORED) or (name == "lm_head.weight" and config.tie_word_embeddings):
-            continue
-        _check(name, tensor, shapes, checkpoint)
-        missing.discard(name)
+    for name, tensor in checked(checkpoint, model, checkpoint.tensors()):
         if tensor.dtype == wanted and tensor.device == torch.device(device):
             _assign(model, name, tensor)
             continue
@@ -49,22 +46,54 @@ def load_model(
             # that come to half the model.
             converted = {n: torch.empty(shape, dtype=wanted, device=device) for n, shape in shapes.items()}
         _assign(model, name, converted.pop(name).copy_(tensor))
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.path} lacks {len(missing)} of the model's tensors, among them {min(missing)}"
-        )
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.inverse_frequencies = model.inverse_frequencies.to(device)
     return model.requires_grad_(False).eval()
 
 
-def _check(name: str, tensor: Tensor, shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
+def checked(
+    checkpoint: Checkpoint, model: Llama, weights: Iterable[tuple[str, W]]
+) -> Iterator[tuple[str, W]]:
+    """The weights of a checkpoint that belong to a network, which only lends its shapes.
+
+    A tied head and what old checkpoints carry along are left out.
+
+    Raises:
+        CheckpointError: one is missing, unknown, or of the wrong shape; the message names it. What is missing
+            is known at the end.
+    """
+    shapes = _shapes(model)
+    missing = set(shapes)
+    tied = model.config.tie_word_embeddings
+    for name, weight in weights:
+        if name.endswith(_IGNORED) or (name == "lm_head.weight" and tied):
+            continue
+        _check(name, tuple(weight.shape), shapes, checkpoint)
+        missing.discard(name)
+        yield name, weight
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {len(missing)} of the model's tensors, among them {min(missing)}"
+        )
+
+
+def _shapes(model: Llama) -> dict[str, torch.Size]:
+    """Of the tensors that a checkpoint holds, by name."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _check(
+    name: str, shape: tuple[int, ...], shapes: Mapping[str, torch.Size], checkpoint: Checkpoint
+) -> None:
     if name not in shapes:
         raise CheckpointError(f"{checkpoint.path} holds {name}, which this model has no place for")
-    if tensor.shape != shapes[name]:
+    if shape != tuple(shapes[name]):
         raise CheckpointError(
-            f"{checkpoint.path}: {name} has shape {list(tensor.shape)}; "
+            f"{checkpoint.path}: {name} has shape {list(shape)}; "
             f"the configuration asks for {list(shapes[name])}"
         )
 

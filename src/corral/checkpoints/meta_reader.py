@@ -18,6 +18,7 @@ from corral.errors import CheckpointError, ConfigError
 from corral.model.config import LlamaConfig, RopeScaling
 from corral.model.presets import PRESETS, Preset
 from corral.model.rope import interleaved_to_halves
+from corral.quant import Weight
 from corral.text.control_tokens import BEGIN_OF_TEXT, control_names
 from corral.text.families import family_named
 from corral.text.tokenizer import Tokenizer
@@ -52,7 +53,9 @@ class MetaCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._shards = [_load_shard(file) for file in sorted(path.glob(SHARDS))]
+        files = sorted(path.glob(SHARDS))
+        self._shards = [_load_shard(file) for file in files]
+        self.files: tuple[Path, ...] = (path / PARAMS, *files)
         if not self._shards:
             raise CheckpointError(f"{path} holds no weights: no {SHARDS}")
         rows = sum(part.shape[0] for part in self._parts("tok_embeddings.weight"))
@@ -75,6 +78,9 @@ class MetaCheckpoint:
         for name in self._shards[0]:
             if not name.startswith("rope."):
                 yield _hf_name(name, self.path), self._merge(name)
+
+    def weights(self) -> Iterator[tuple[str, Weight]]:
+        yield from self.tensors()
 
     def tokenizer(self) -> Tokenizer:
         for folder in (self.path, self.path.parent):

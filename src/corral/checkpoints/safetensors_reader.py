@@ -16,7 +16,11 @@ from corral.checkpoints.snapshot import INDEX, SINGLE
 from corral.errors import CheckpointError, ConfigError
 from corral.model.config import LlamaConfig
 from corral.model.presets import find_preset
+from corral.quant import Weight
 from corral.text.tokenizer import Tokenizer
+
+
+CONFIG = "config.json"
 
 
 class SafetensorsCheckpoint:
@@ -38,6 +42,10 @@ class SafetensorsCheckpoint:
             counts.update(entry["dtype"] for name, entry in _header(file).items() if name != "__metadata__")
         return dict(counts)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path / CONFIG, *dict.fromkeys(self._files.values()))
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         names_of: dict[Path, list[str]] = {}
         for name, file in self._files.items():
@@ -50,13 +58,16 @@ class SafetensorsCheckpoint:
                         raise CheckpointError(f"{file} does not hold {name}, which {INDEX} says it does")
                     yield name, tensors.get_tensor(name)
 
+    def weights(self) -> Iterator[tuple[str, Weight]]:
+        yield from self.tensors()
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_hf(self.path)
 
 
 def read_configs(folder: Path) -> tuple[LlamaConfig, GenerationConfig]:
     """config.json and, if there is one, generation_config.json of a folder."""
-    fields = read_json(folder / "config.json")
+    fields = read_json(folder / CONFIG)
     if quantization := fields.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ConfigError(

@@ -14,6 +14,7 @@ import typer
 
 import corral
 from corral.cli.bench import bench
+from corral.cli.cache import cache
 from corral.cli.chat import chat
 from corral.cli.export import export
 from corral.cli.generate import generate
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for verb in (chat, generate, pull, info, export, plan, bench):
     app.command()(verb)
+app.add_typer(cache, name="cache")
 
 
 def _show_version(wanted: bool) -> None:

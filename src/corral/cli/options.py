@@ -91,9 +91,23 @@ class Running:
         _engine("Guess tokens ahead: prompt-lookup, a smaller model, or off. The text stays the same."),
     ] = "off"
 
+    threads: Annotated[int | None, _engine("Threads on a CPU; one for each core by default.")] = None
+    kernels: Annotated[str, _engine("On a CPU: native (Corral's own), torch, or auto.")] = "auto"
+    exact_activations: Annotated[
+        bool,
+        typer.Option(
+            "--exact-activations",
+            help="Do not round activations to 8 bits before quantized weights: slower.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = False
+
     def engine_options(self) -> dict[str, Any]:
         """As options of the engine."""
         return {
+            "threads": self.threads,
+            "kernels": self.kernels,
+            "exact_activations": self.exact_activations,
             "max_model_len": self.context,
             "kv_cache_dtype": self.kv_cache_dtype,
             "speculative_config": _speculative(self.speculate),

@@ -13,6 +13,7 @@ from corral.errors import RequestError
 from corral.model.config import LlamaConfig
 
 BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
+KERNELS = ("auto", "native", "torch")
 METHODS = {"prompt_lookup": "prompt_lookup", "ngram": "prompt_lookup", "draft_model": "draft_model"}
 
 
@@ -73,6 +74,12 @@ class EngineOptions:
         gpu_memory_utilization: that share on a GPU, of all its memory, weights included.
         enable_prefix_caching: keep the keys and values of prompts for those that begin alike.
         speculative_config: see `SpeculativeConfig`.
+        kernels: what computes on a CPU: "native", Corral's own kernels; "torch"; or "auto", native ones where
+            they are built.
+        threads: of the native kernels; None is one for each physical core that the process may use. Where
+            torch computes, they are torch's, in the whole process; None leaves them as they are.
+        exact_activations: multiply quantized weights with bfloat16 activations instead of 8-bit ones: slower,
+            and nearer to the weights' own accuracy.
     """
 
     max_model_len: int | None = None
@@ -87,9 +94,17 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     speculative_config: SpeculativeConfig | None = None
+    kernels: str = "auto"
+    threads: int | None = None
+    exact_activations: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config))
+        if self.kernels not in KERNELS:
+            raise RequestError(f"kernels is {self.kernels!r}; it must be one of {', '.join(KERNELS)}")
+        if self.threads is not None:
+            require_whole("threads", self.threads, low=1, high=1024)
+        require_flag("exact_activations", self.exact_activations)
         require_whole("block_size", self.block_size, low=1, high=1024)
         require_number(
             "gpu_memory_utilization", self.gpu_memory_utilization, low=0.0, high=1.0, low_open=True

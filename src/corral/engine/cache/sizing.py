@@ -12,6 +12,7 @@ from corral.engine.config import SchedulerConfig
 from corral.engine.options import EngineOptions
 from corral.engine.run.paged_attention import workspace_bytes
 from corral.errors import RequestError
+from corral.kernels.packed_llama import PackedLlama
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from corral.plan.devices import GIB
@@ -83,7 +84,10 @@ class CacheNeeds:
 
 
 def fit_cache(
-    model: Llama, options: EngineOptions, scheduler: SchedulerConfig, draft: LlamaConfig | None = None
+    model: Llama | PackedLlama,
+    options: EngineOptions,
+    scheduler: SchedulerConfig,
+    draft: LlamaConfig | None = None,
 ) -> CacheFit:
     """The largest cache that fits beside the weights, which must be on the device already.
 

@@ -82,6 +82,11 @@ class KVStorage:
         """Whether the cache gives back just what was written."""
         return self._data.dtype == self.dtype
 
+    def layers(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each layer what is stored, [2 * K * slots, E], and the scales of int8, [2 * K * slots, 1]."""
+        scales = [None] * self.num_layers if self._scales is None else list(self._scales)
+        return list(zip(self._data, scales, strict=True))
+
     def slot_rows(self, slots: Tensor) -> Tensor:
         """Where tokens go, in every layer: rows [2 * K * T] for slots [T], as `write_rows` takes them."""
         return self._places(slots, self.num_blocks * self.block_size)

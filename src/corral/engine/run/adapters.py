@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from corral.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from corral.checkpoints.adapter_reader import LowRank, read_adapter
 from corral.errors import CheckpointError, RequestError
+from corral.kernels.packed_llama import PackedLlama
 from corral.model.llama import Llama
 from corral.model.project import Project, plain
 
 
-@dataclass(frozen=True)
-class _Adapter:
+@dataclass(frozen=True, eq=False)
+class Adapter:
     """A loaded adapter: for each linear layer A [r, in] and B [out, r], the scale multiplied into B."""
 
     serial: int
@@ -61,9 +62,10 @@ class AdapterSet:
     what it began with. That no waiting request uses an adapter that is unloaded is the engine's business.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: Llama | PackedLlama) -> None:
         self._model = model
-        self._adapters: dict[str, _Adapter] = {}
+        self._network = model if isinstance(model, Llama) else model.network
+        self._adapters: dict[str, Adapter] = {}
         self._serials = count(1)
         self._lock = Lock()
 
@@ -78,12 +80,12 @@ class AdapterSet:
         folder = _folder(name, path)
         self._require_free(name)
         layers = {
-            self._model.get_submodule(module): self._place(folder, module, added)
-            for module, added in read_adapter(folder, self._model).items()
+            self._network.get_submodule(module): self._place(folder, module, added)
+            for module, added in read_adapter(folder, self._network, self._model.get_parameter).items()
         }
         with self._lock:
             self._require_free(name)
-            self._adapters[name] = _Adapter(next(self._serials), layers)
+            self._adapters[name] = Adapter(next(self._serials), layers)
 
     def unload(self, name: str) -> None:
         """Forgets an adapter.
@@ -92,7 +94,7 @@ class AdapterSet:
             RequestError: no adapter of this name is loaded.
         """
         with self._lock:
-            self._find(name)
+            self.find(name)
             del self._adapters[name]
 
     @property
@@ -113,7 +115,7 @@ class AdapterSet:
         Raises:
             RequestError: no adapter of this name is loaded.
         """
-        return b"" if name is None else self._find(name).serial.to_bytes(8, "big")
+        return b"" if name is None else self.find(name).serial.to_bytes(8, "big")
 
     def project(self, runs: Iterable[tuple[str | None, int]]) -> Project:
         """How linear layers are applied to a flat batch.
@@ -136,15 +138,18 @@ class AdapterSet:
         if not ranges:
             return plain
         device = self._model.device
-        return _Adapted(
-            end, [(self._find(n).layers, _rows(of_name, device)) for n, of_name in ranges.items()]
-        )
+        return _Adapted(end, [(self.find(n).layers, _rows(of_name, device)) for n, of_name in ranges.items()])
 
     def _require_free(self, name: str) -> None:
         if name in self._adapters:
             raise RequestError(f"adapter {name!r} is loaded already; unload it first or choose another name")
 
-    def _find(self, name: str) -> _Adapter:
+    def find(self, name: str) -> Adapter:
+        """An adapter that is loaded.
+
+        Raises:
+            RequestError: no adapter of this name is loaded.
+        """
         adapter = self._adapters.get(name)
         if adapter is None:
             loaded = ", ".join(map(repr, self.names)) or "none"

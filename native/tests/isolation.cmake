@@ -1,0 +1,15 @@
+# No function of an isa_*.cpp may be weak outside its own namespace: the linker keeps one of all that are called the same,
+# and a processor would meet instructions that it does not have. Nor may one run when the library is loaded.
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "/isa_([a-z0-9]+)[.]cpp")
+    continue()
+  endif()
+  set(isa ${CMAKE_MATCH_1})
+  execute_process(COMMAND ${NM} --defined-only -C ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^\n]* ([WVu] |[a-z] _GLOBAL__sub_I)[^\n]*" shared "${symbols}")
+  foreach(symbol IN LISTS shared)
+    if(NOT symbol MATCHES "corral::${isa}::|DW[.]ref|[.]asan_|[.]tsan_|asan[.]module|tsan[.]module")
+      message(SEND_ERROR "isa_${isa}.cpp shares a function with other files, or has one run at once: ${symbol}")
+    endif()
+  endforeach()
+endforeach()

@@ -1,0 +1,168 @@
+"""Runs an operation list natively: one call for a whole step."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corral.kernels import structures as c
+from corral.kernels.library import Library, Pool
+from corral.kernels.lower import Op, OpKind, OpList
+from corral.kernels.packed import PackedMatrix
+
+_FLOAT, _BFLOAT16, _CODES16, _CODES32 = 1, 2, 4, 8
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The sequences of a step as the native library takes them: [spans] of `structures.SPAN`, and what their
+    block tables point to."""
+
+    array: NDArray[np.void]
+    tables: NDArray[np.int32]
+
+
+Sites = "ctypes.Array[c.AdapterSite]"
+
+
+class Program:
+    """An operation list with its weights and buffers, ready to run.
+
+    Args:
+        library: the native library.
+        ops: what to compute.
+        matrices, vectors: by the names that the operations use; vectors are float32. They are kept alive.
+        heads: of the attention.
+        layers: of the KV cache, whose memory must outlive the program.
+        inverse_frequencies: float32 [head_dim / 2], where there is attention.
+        exact: multiply quantized weights with bfloat16 activations instead of 8-bit ones.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        ops: OpList,
+        matrices: Mapping[str, PackedMatrix],
+        vectors: Mapping[str, NDArray[np.float32]],
+        heads: c.Heads,
+        layers: Sequence[c.CacheLayer] = (),
+        inverse_frequencies: NDArray[np.float32] | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self._library = library
+        self._alive = [matrices, vectors, layers, inverse_frequencies]
+        self._columns = ops.buffers[ops.result]
+        buffer_ids = {name: i for i, name in enumerate(ops.buffers)}
+        matrix_ids = {name: i for i, name in enumerate(ops.matrices)}
+        site_ids = {name: i for i, name in enumerate(ops.sites)}
+        packed = [matrices[name] for name in ops.matrices]
+        spec = c.ProgramSpec(
+            heads=heads,
+            exact=exact,
+            inverse_frequencies=None if inverse_frequencies is None else inverse_frequencies.ctypes.data,
+            matrices=(ctypes.POINTER(c.Matrix) * len(packed))(*(ctypes.pointer(m.struct) for m in packed)),
+            layers=(c.CacheLayer * len(layers))(*layers),
+            buffers=(c.BufferSpec * len(buffer_ids))(
+                *(c.BufferSpec(n, f) for n, f in _buffers(ops, matrices, exact).values())
+            ),
+            ops=(c.Op * len(ops.ops))(
+                *(_op(op, buffer_ids, matrix_ids, site_ids, vectors) for op in ops.ops)
+            ),
+            num_matrices=len(packed),
+            num_layers=len(layers),
+            num_buffers=len(buffer_ids),
+            num_ops=len(ops.ops),
+            result=buffer_ids[ops.result],
+        )
+        self._handle = library.create_program(spec)
+
+    def run_step(
+        self,
+        pool: Pool,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        spans: Spans,
+        wanted: NDArray[np.int64],
+        adapters: NDArray[np.uint64] | None,
+    ) -> NDArray[np.float32]:
+        """Hidden states [wanted, hidden_size] of tokens [T] at positions [T].
+
+        `wanted` are rows of the flat batch, ascending. `adapters` [spans] holds the address of each span's
+        array of `AdapterSite`, or 0.
+        """
+        out = np.empty((len(wanted), self._columns), np.float32)
+        batch = c.Batch(
+            rows=len(tokens),
+            tokens=tokens.ctypes.data,
+            positions=positions.ctypes.data,
+            spans=spans.array.ctypes.data,
+            adapters=None if adapters is None else adapters.ctypes.data,
+            wanted=wanted.ctypes.data,
+            num_spans=len(spans.array),
+            num_wanted=len(wanted),
+        )
+        self._library.run_program(self._handle, pool, batch, out.ctypes.data)
+        return out
+
+    def run_rows(
+        self, pool: Pool, rows: NDArray[np.float32], spans: Spans, adapters: NDArray[np.uint64] | None
+    ) -> NDArray[np.float32]:
+        """The result [rows, columns] for rows [rows, columns] of the program's input."""
+        out = np.empty((len(rows), self._columns), np.float32)
+        batch = c.Batch(
+            rows=len(rows),
+            input=rows.ctypes.data,
+            spans=spans.array.ctypes.data,
+            adapters=None if adapters is None else adapters.ctypes.data,
+            num_spans=len(spans.array),
+        )
+        self._library.run_program(self._handle, pool, batch, out.ctypes.data)
+        return out
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            self._library.destroy_program(handle)
+
+
+def _buffers(ops: OpList, matrices: Mapping[str, PackedMatrix], exact: bool) -> dict[str, tuple[int, int]]:
+    """Columns and forms of each buffer: the forms that the matrices applied to it want."""
+    forms = dict.fromkeys(ops.buffers, _FLOAT)
+    for op in ops.ops:
+        if op.kind is OpKind.MATMUL:
+            forms[op.source] |= _form(matrices[op.matrix], exact)
+    return {name: (columns, forms[name]) for name, columns in ops.buffers.items()}
+
+
+def _form(matrix: PackedMatrix, exact: bool) -> int:
+    if not matrix.is_quantized:
+        return _FLOAT if matrix.is_float32 else _BFLOAT16
+    if exact:
+        return _BFLOAT16
+    return _CODES32 if matrix.struct.group % 32 == 0 else _CODES16
+
+
+def _op(
+    op: Op,
+    buffers: Mapping[str, int],
+    matrices: Mapping[str, int],
+    sites: Mapping[str, int],
+    vectors: Mapping[str, NDArray[np.float32]],
+) -> c.Op:
+    return c.Op(
+        kind=op.kind,
+        source=buffers.get(op.source, 0),
+        out=buffers[op.out],
+        matrix=matrices.get(op.matrix, 0),
+        layer=op.layer,
+        add=op.add,
+        site=sites.get(op.matrix, 0),
+        column=op.column,
+        eps=op.eps,
+        weights=vectors[op.vector].ctypes.data if op.vector else None,
+    )
