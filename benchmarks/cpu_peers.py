@@ -36,7 +36,7 @@ from peers.catalog import PEERS
 from peers.environment import Environment, SetupError, prepare
 from peers.machine import Machine, busy_share, describe, physical_cores
 from peers.run import RunError, run
-from peers.table import CORRAL, markdown, median, summary
+from peers.table import CORRAL, markdown, median, samples, summary
 from peers.work import ROWS, Row, Work
 
 import corral
@@ -136,26 +136,26 @@ def run_interleaved(
     }
     for number in range(rounds):
         for name, file in list(able.items()):
+            found: dict[str, Any] | None = None
             try:
-                found: dict[str, Any] | None = run(environments[name], file, work, cores, seed=2 * number)
+                figures = found = run(environments[name], file, work, cores, seed=2 * number)
+                told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items() if "tok_s" in key)
+                print(f"round {number + 1}, {work.name}, {name}: {told}", flush=True)
             except RunError as error:
                 print(error, flush=True)
-                found = None
                 del able[name]
-            else:
-                figures = ", ".join(f"{key} {value:.1f}" for key, value in found.items() if "tok_s" in key)
-                print(f"round {number + 1}, {work.name}, {name}: {figures}", flush=True)
             results.setdefault((work.name, name), []).append(found)
 
 
 def bandwidth_used(results: Results, file: Path, machine: Machine) -> str:
     """What decoding the 8B shape reads of the weights in a second, and its share of what can be read."""
     size = models.weights_read(file)
-    told = []
-    for (work, peer), rounds in results.items():
-        speeds = [None if found is None else float(found["decode_tok_s"]) for found in rounds]
-        if work == ROWS["decode-8b"].work.name and (speed := median(speeds)):
-            told.append(f"{peer} {speed * size / 1e9:.1f} GB/s ({speed * size / machine.bandwidth:.0%})")
+    speeds = {peer: median(samples(results, ROWS["decode-8b"], peer)) for _, peer in results}
+    told = [
+        f"{peer} {speed * size / 1e9:.1f} GB/s ({speed * size / machine.bandwidth:.0%})"
+        for peer, speed in speeds.items()
+        if speed is not None
+    ]
     return f"Weights read when decoding the 8B shape, {size / 1e9:.2f} GB per token: {', '.join(told)}"
 
 

@@ -260,6 +260,7 @@ def test_the_bandwidth_that_decoding_uses_is_told_beside_what_there_is(
 ) -> None:
     monkeypatch.setattr(cpu_peers.models, "weights_read", lambda _: 4_000_000_000)
     there = machine.Machine("", "", (0,), 50e9)
-    results = {("8b", "corral"): _rounds(10.0, None), ("8b", "a"): _rounds(5.0), ("same", "a"): _rounds(1.0)}
+    results = {("8b", "corral"): _rounds(10.0, None), ("8b", "a"): _rounds(5.0)}
+    results |= {("same", "a"): _rounds(1.0), ("64", "b"): [{"output_tok_s": 1.0}]}
     said = cpu_peers.bandwidth_used(results, tmp_path, there)
     assert said.endswith("4.00 GB per token: corral 40.0 GB/s (80%), a 20.0 GB/s (40%)")

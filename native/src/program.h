@@ -13,7 +13,7 @@
 
 namespace corral {
 
-// Which forms of its rows a buffer holds beside float: those that the matrices want that are applied to it.
+// Which forms of its rows a buffer keeps: those that the operations want that read it. What adapters read is kept too.
 enum Forms : int32_t { kFloat = 1, kBfloat16 = 2, kCodes16 = 4, kCodes32 = 8 };
 
 struct BufferSpec {

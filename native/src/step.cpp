@@ -130,14 +130,20 @@ void Step::reserve_scratch() {
                 if (site == nullptr) continue;
                 bytes = std::max({bytes, kernels_.matmul_scratch(*site->down), kernels_.matmul_scratch(*site->up)});
             }
+    for (const Buffer& buffer : program_.buffers_) bytes = std::max(bytes, buffer.padded * sizeof(float));
     program_.scratch_.resize(threads_);
     for (auto& scratch : program_.scratch_)
         if (scratch.size() < bytes + 64) scratch.resize(bytes + 64);
 }
 
-// Brings the row into all forms that the buffer has beside float.
-void Step::forms(Buffer& buffer, int64_t row) {
-    float* x = buffer.row(row);
+// Where a row of floats is made that `forms` takes next: in the buffer, or where it can be forgotten afterwards.
+float* Step::floats(Buffer& buffer, int64_t row, Share& share) const {
+    const bool kept = (buffer.forms & kFloat) || batch_.adapters != nullptr;
+    return kept ? buffer.row(row) : reinterpret_cast<float*>(share.scratch);
+}
+
+// Brings a row x into all forms that the buffer has beside float.
+void Step::forms(Buffer& buffer, int64_t row, float* x) {
     std::fill(x + buffer.columns, x + buffer.padded, 0.0f);
     for (int group : {16, 32}) {
         Activations to = buffer.activations(group);
@@ -167,7 +173,7 @@ void Step::embed(const Op& op, Share& share) {
     each(share, rows(op.out), 16, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             unpack_row(table, batch_.tokens[row], out.row(row));
-            forms(out, row);
+            forms(out, row, out.row(row));
         }
     });
 }
@@ -176,8 +182,9 @@ void Step::input(const Op& op, Share& share) {
     Buffer& out = program_.buffers_[op.out];
     each(share, rows(op.out), 16, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            std::copy_n(batch_.input + row * out.columns, out.columns, out.row(row));
-            forms(out, row);
+            float* x = floats(out, row, share);
+            std::copy_n(batch_.input + row * out.columns, out.columns, x);
+            forms(out, row, x);
         }
     });
 }
@@ -186,8 +193,9 @@ void Step::norm(const Op& op, Share& share) {
     Buffer &in = program_.buffers_[op.in], &out = program_.buffers_[op.out];
     each(share, rows(op.in), 8, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            kernels_.rms_norm(in.row(row), op.weights, op.eps, in.columns, out.row(row));
-            forms(out, row);
+            float* x = floats(out, row, share);
+            kernels_.rms_norm(in.row(row), op.weights, op.eps, in.columns, x);
+            forms(out, row, x);
         }
     });
 }
@@ -196,8 +204,9 @@ void Step::swiglu(const Op& op, Share& share) {
     Buffer &in = program_.buffers_[op.in], &out = program_.buffers_[op.out];
     each(share, rows(op.in), 4, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            kernels_.swiglu(in.row(row), in.row(row) + out.columns, out.columns, out.row(row));
-            forms(out, row);
+            float* x = floats(out, row, share);
+            kernels_.swiglu(in.row(row), in.row(row) + out.columns, out.columns, x);
+            forms(out, row, x);
         }
     });
 }
@@ -207,7 +216,7 @@ void Step::select(const Op& op, Share& share) {
     each(share, batch_.num_wanted, 16, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
             std::copy_n(in.row(batch_.wanted[row]), in.columns, out.row(row));
-            forms(out, row);
+            forms(out, row, out.row(row));
         }
     });
 }
@@ -223,7 +232,8 @@ void Step::matmul(const Op& op, Share& share) {
 void Step::multiply(const Matmul& call, int64_t rows, Share& share) {
     const int64_t blocks = call.matrix->blocks();
     if (rows <= kFewRows) {
-        const int64_t chunk = std::max<int64_t>(1, blocks / (threads_ * 8));
+        // One piece for each thread: a stream that is read from end to end is what memory is fast at.
+        const int64_t chunk = divide_up(blocks, threads_);
         each(share, rows == 0 ? 0 : blocks, chunk, [&](int64_t begin, int64_t end) {
             kernels_.matmul(call, 0, rows, begin, end, share.scratch);
         });
@@ -315,12 +325,13 @@ void Step::join(const Op& op, Share& share) {
         each(share, units_.size() / heads, 1, [&](int64_t item, int64_t) {
             const AttentionUnit* units = &units_[item * heads];
             for (int64_t head = 0; head < heads; ++head) join_rows(op, units[head], units[head].parts);
-            for (int64_t row = 0; row < units->count; ++row) forms(out, units->span->first_row + units->first + row);
+            const int64_t first = units->span->first_row + units->first;
+            for (int64_t row = first; row < first + units->count; ++row) forms(out, row, out.row(row));
         });
         return;
     }
     each(share, batch_.rows, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) forms(out, row);
+        for (int64_t row = begin; row < end; ++row) forms(out, row, out.row(row));
     });
 }
 

@@ -50,7 +50,8 @@ private:
     void lora_up(const Op&, Share&);
     void input(const Op&, Share&);
 
-    void forms(Buffer& buffer, int64_t row);
+    float* floats(Buffer& buffer, int64_t row, Share& share) const;
+    void forms(Buffer& buffer, int64_t row, float* x);
     void multiply(const Matmul& call, int64_t rows, Share& share);
     void attend_stretches(const Op&, const AttentionUnit&, int64_t begin, int64_t end, float* parts, uint8_t* scratch);
     void join_rows(const Op&, const AttentionUnit&, const float* parts);

@@ -82,9 +82,9 @@ class LLM:
         guesser = self._open_draft(options, report)
         place = pick_device(device)
         with memory_in_words(place):
-            network = load_network(self.checkpoint, dtype, place, options, report.notice)
+            self.network = load_network(self.checkpoint, dtype, place, options, report.notice)
             draft = None if guesser is None else load_network(guesser, dtype, place, options, report.notice)
-            self.engine = build_engine(network, self.tokenizer, options, draft, report.notice)
+            self.engine = build_engine(self.network, self.tokenizer, options, draft, report.notice)
         self._finalizer = weakref.finalize(self, self.engine.close)
         try:
             for name, folder in folders.items():

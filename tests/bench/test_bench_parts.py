@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from corral.bench.bandwidth import kv_read, read_bandwidth, weights_read
 from corral.bench.measure import Trace, measure_many, measure_single, run_closed_loop, warm_up
-from corral.bench.weights import random_llama
+from corral.bench.weights import WEIGHTS, random_llama, random_packed
 from corral.bench.workload import Workload
 from corral.engine.cache.storage import KVStorage
 from corral.engine.handle import Handle
 from corral.engine.request import Request
 from corral.errors import RequestError
+from corral.kernels.packed_llama import pack_llama
 from corral.model.config import LlamaConfig
 from tests.engine.engines import running_engine
+from tests.kernels.networks import library
 from tests.random_models import random_model
 
 CONFIG = LlamaConfig(
@@ -127,7 +129,29 @@ def test_a_step_reads_all_weights_but_the_rows_it_looks_up(tied: bool, dtype: to
     config = replace(CONFIG, tie_word_embeddings=tied, attention_bias=True)
     model = random_llama(config, dtype, CPU)
     read = [p for p in model.parameters() if tied or p is not model.model.embed_tokens.weight]
-    assert weights_read(config, str(dtype).removeprefix("torch.")) == sum(p.nbytes for p in read)
+    assert weights_read(model) == sum(p.nbytes for p in read)
+    if dtype == torch.float32:
+        assert weights_read(pack_llama(library(), model)) == pytest.approx(
+            sum(p.nbytes for p in read), rel=0.2
+        )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_random_packed_weights_run_and_are_counted_as_they_are_packed(form: str, tied: bool) -> None:
+    config = replace(CONFIG, tie_word_embeddings=tied, attention_bias=True)
+    network = random_packed(library(), config, WEIGHTS[form], torch.float32)
+    bits = {"q4_0": 4.5, "q8_0": 8.5}[form]
+    inner = sum(m.shape[0] * m.shape[1] for n, m in network.matrices.items() if n.startswith("model.layers"))
+    read = inner * bits / 8 + config.vocab_size * config.hidden_size * 8.5 / 8
+    assert read < weights_read(network) < read * 1.2 + 4 * 400
+    assert ("model.embed_tokens" in network.matrices) == (not tied)
+    for matrix in network.matrices.values():
+        lengths = matrix.dequantize().norm(dim=1)
+        assert lengths.mean() == pytest.approx(1, abs=0.1)
+    with running_engine(network) as engine:
+        (trace,) = run_closed_loop(engine, [Workload(4, 5).request((1, 2, 3, 4))], 1)
+    assert trace.num_tokens == 5
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])

@@ -24,6 +24,8 @@ KEYS = {
     "model",
     "dtype",
     "device",
+    "weights",
+    "kernels",
     "threads",
     "settings",
     "versions",
@@ -51,6 +53,7 @@ def test_random_weights_need_nothing_but_a_name(
     assert result.keys() >= KEYS
     assert result["model"] == "smollm2-135m"
     assert (result["dtype"], result["device"], result["threads"]) == ("float32", "cpu", 1)
+    assert result["weights"] == "float32"
     for name in ("ttft_ms", "itl_ms"):
         assert 0 < result[name]["p50"] <= result[name]["p95"] <= result[name]["p99"]
     for name in ("prefill_tok_s", "decode_tok_s", "output_tok_s", "bandwidth_share"):
@@ -61,6 +64,22 @@ def test_random_weights_need_nothing_but_a_name(
     assert result["bandwidth_gb_s"] == pytest.approx(step * result["decode_tok_s"] / 1e9)
     settings = result["settings"]
     assert (settings["concurrency"], settings["requests"], settings["kv_cache_dtype"]) == (2, 3, "int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantized_random_weights_are_made_as_they_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CORRAL_CACHE", str(tmp_path))
+    arguments = ["bench", "smollm2-135m", "--random-weights", "--weights", "q4_0", *FEW, "--threads", "2"]
+    assert run([*arguments, "--json", "--kernels", "native", "--kv-cache-dtype", "int8"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["weights"], result["threads"]) == ("u4 + u8", 2)
+    assert result["kernels"].startswith("native ")
+    # 4.5 bits for the weights of the layers, 8.5 for the head, 32 for the norms; the cache as above.
+    layers, head, norms = 106_168_320, 28_311_552, 61 * 576
+    step = layers * 4.5 / 8 + head * 8.5 / 8 + norms * 4 + 14 * 30 * 3 * 2 * 66
+    assert result["bandwidth_gb_s"] == pytest.approx(step * result["decode_tok_s"] / 1e9, rel=0.01)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,6 +100,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "one token": (["smollm2-135m", "--random-weights", "--new-tokens", "1"], "new_tokens is 1"),
     "a smaller model": (["smollm2-135m", "--random-weights", "--speculate", "x"], "leave one of the two out"),
+    "an unknown form of weights": (
+        ["smollm2-135m", "--random-weights", "--weights", "q3"],
+        "weights is 'q3'",
+    ),
+    "a form of weights that are not random": (["--weights", "q4_0"], "goes with random weights"),
+    "a form of weights for other kernels": (
+        ["smollm2-135m", "--random-weights", "--weights", "q4_0", "--kernels", "torch"],
+        "which only the native kernels of a CPU can read",
+    ),
     "no threads": (["smollm2-135m", "--random-weights", "--threads", "0"], "threads is 0"),
     "a size": (["smollm2-135m", "--kv-cache-memory", "much"], "write it like 4GiB"),
 }

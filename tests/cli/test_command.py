@@ -98,6 +98,23 @@ def test_generate_writes_the_prompt_and_goes_on(folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == first
 
 
+def test_models_run_with_the_kernels_that_are_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "hello", "--model", str(folder), "--max-tokens", "4", "--dtype", "float32"]
+    texts = set()
+    for flags in ([], ["--kernels", "torch"], ["--kernels", "native", "--exact-activations"]):
+        assert run([*command, *flags, "--threads", "2"]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+    for flags, said in (
+        (["--kernels", "fast"], "kernels is 'fast'; it must be one of auto, native, torch"),
+        (["--threads", "0"], "threads is 0; it must be at least 1"),
+    ):
+        assert run([*command, *flags]) == 1
+        assert said in capsys.readouterr().err
+
+
 def test_info_tells_what_a_model_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from corral.engine.networks import Runners, load_network
 from corral.engine.options import EngineOptions
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
-from corral.kernels import keeping
+from corral.kernels import packed_cache
 from corral.kernels.keeping import Keeping, wait_for_all
 from corral.kernels.packed_cache import CacheKey, PackedCache
 from corral.kernels.packed_llama import PackedLlama
@@ -151,7 +152,10 @@ def test_a_damaged_file_is_written_anew(checkpoint: Checkpoint, folder: Path, at
 
 
 def test_weights_of_another_shape_are_not_used(checkpoint: Checkpoint) -> None:
-    choices = {"as_stored": True, "dtype": str(load(checkpoint).dtype).removeprefix("torch.")}
+    choices: dict[str, str | bool] = {
+        "as_stored": True,
+        "dtype": str(load(checkpoint).dtype).removeprefix("torch."),
+    }
     other = packed(ODD)
     PackedCache().store(CacheKey.of(checkpoint.files, choices), other.matrices, other.vectors)
     assert load(checkpoint).matrices["lm_head"].shape == (MODEL.vocab_size, MODEL.hidden_size)
@@ -216,16 +220,16 @@ def test_an_end_that_does_not_wait_leaves_nothing_behind(
 ) -> None:
     network = packed(MODEL)
     cache = PackedCache()
-    begun, write = Event(), keeping.PackedCache.store
+    begun, write = Event(), packed_cache._write
 
-    def slowly(*arguments: object) -> str | None:
+    def slowly(*arguments: Any) -> None:
         begun.set()
-        *given, is_stopped = arguments
-        while not is_stopped():  # type: ignore[operator]
+        is_stopped = arguments[-1]
+        while not is_stopped():
             time.sleep(0.01)
-        return write(*given, is_stopped)  # type: ignore[arg-type]
+        write(*arguments)
 
-    monkeypatch.setattr(PackedCache, "store", slowly)
+    monkeypatch.setattr(packed_cache, "_write", slowly)
     running = Keeping(cache, CacheKey.of(checkpoint.files, {}), network, lambda _: None)
     assert begun.wait(10)
     wait_for_all(0.05)

@@ -24,7 +24,7 @@ SOURCES = Path(__file__).parents[2] / "native" / "src"
 
 
 def read_weight(matrix: structures.Matrix, data: bytes, first: int, row: int, column: int) -> float:
-    """One weight, read from the bytes as matrix.h says, in float64; `first` is where the first block's codes are."""
+    """One weight, read from the bytes as matrix.h says, in float64. The first codes are at `first`."""
     block = first + row // 16 * matrix.block_bytes
     lane = row % 16
     if matrix.codes == Codes.F32:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from corral.engine.networks import Network
+from corral.kernels.packed_llama import TABLE, PackedLlama
 from corral.model.config import LlamaConfig
 from corral.plan.formats import kv_bytes_per_token, kv_format, weight_bytes, weight_format
 
@@ -18,12 +20,17 @@ _ROUNDS = 5
 _CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
 
-def weights_read(config: LlamaConfig, dtype: str) -> int:
+def weights_read(network: Network) -> int:
     """Bytes of weights that a decode step reads: all but the embedding, of which it looks up single rows.
 
     An embedding that is also the head is read as the head.
     """
-    form = weight_format(dtype)
+    config = network.config
+    if isinstance(network, PackedLlama):
+        table = network.matrices.get(TABLE)
+        vectors = sum(vector.nbytes for vector in network.vectors.values())
+        return network.num_bytes + vectors - (0 if table is None else table.num_bytes)
+    form = weight_format(str(network.dtype).removeprefix("torch."))
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * form.width
     return weight_bytes(config, form).total - looked_up
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ import torch
 import corral
 from corral.bench.bandwidth import kv_read, read_bandwidth, weights_read
 from corral.bench.measure import ManyRequests, SingleRequest, measure_many, measure_single, warm_up
-from corral.bench.weights import random_llama
+from corral.bench.weights import WEIGHTS, random_llama, random_packed
 from corral.bench.workload import Workload
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
@@ -23,8 +24,10 @@ from corral.devices import memory_in_words, pick_device, pick_dtype
 from corral.engine.build import build_engine
 from corral.engine.cache.storage import resolve_kv_dtype
 from corral.engine.engine import Engine
+from corral.engine.networks import Network, Runners, native_library
 from corral.engine.options import EngineOptions
 from corral.errors import RequestError
+from corral.kernels.packed_llama import PackedLlama
 from corral.llm import LLM
 from corral.model.config import LlamaConfig
 from corral.model.presets import PRESETS, find_preset
@@ -41,31 +44,34 @@ class Setup:
     Attributes:
         model: as `LLM` takes it; with `random_weights` the name of a preset.
         dtype, device: as `LLM` takes them.
-        threads: of torch on the CPU; None leaves it to torch.
         random_weights: make weights up instead of reading any file.
+        weights: the form of those, for the native kernels: one of `WEIGHTS`, or "auto" for plain ones.
         engine: options of the engine by their names, see `EngineOptions`.
     """
 
     model: str
     dtype: str = "auto"
     device: str = "auto"
-    threads: int | None = None
     random_weights: bool = False
+    weights: str = "auto"
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. `bandwidth` is what one request's decoding reads in a second, and `peak_bandwidth`
-    what this machine reads at most, both in bytes."""
+    """What was measured. `dtype` is the type of activations, and `weights` names the types of the matrices.
+    `bandwidth` is what one request's decoding reads in a second, and `peak_bandwidth` what this machine reads
+    at most, both in bytes."""
 
     setup: Setup
     workload: Workload
     single: SingleRequest
     many: ManyRequests
     dtype: str
+    weights: str
     kv_cache_dtype: str
     device: str
+    kernels: str
     threads: int
     peak_rss: int
     peak_device: int | None
@@ -77,7 +83,9 @@ class Result:
         return {
             "model": self.setup.model,
             "dtype": self.dtype,
+            "weights": self.weights,
             "device": self.device,
+            "kernels": self.kernels,
             "threads": self.threads,
             "prefill_tok_s": self.single.prefill_tok_s,
             "decode_tok_s": self.single.decode_tok_s,
@@ -112,32 +120,36 @@ def run_bench(setup: Setup, workload: Workload, report: Report = silent) -> Resu
     Raises:
         CorralError: the model cannot be found, read or run as asked; the message says why.
     """
-    if setup.threads is not None:
-        _set_threads(setup.threads)
     device = pick_device(setup.device)
     dtype = pick_dtype(setup.dtype, device)
     options = EngineOptions.of({"max_model_len": workload.length, **setup.engine})
-    config = _config(setup, report)
+    config, form = _config(setup, dtype, report)
     workload.check(config)
-    _check_memory(setup.model, config, dtype, device, options, workload)
-    with _engine(setup, config, options, dtype, device, report) as engine:
+    library = native_library(options, device)
+    if setup.weights != "auto":
+        _check_weights(setup, is_native=library is not None)
+    _check_memory(
+        setup.model, config, form if library is not None else _name(dtype), device, options, workload
+    )
+    with _engine(setup, config, options, dtype, device, report) as (engine, network):
+        read, weights = weights_read(network), _weights(network)
         warm_up(engine, workload, config.vocab_size)
         single = measure_single(engine, workload, config.vocab_size)
         many = measure_many(engine, workload, config.vocab_size)
     peak_rss = _peak_rss()  # before the buffer below is taken
-    kv_dtype, name = resolve_kv_dtype(options.kv_cache_dtype, dtype), str(dtype).removeprefix("torch.")
-    per_step = weights_read(config, name) + kv_read(
-        config, kv_dtype, workload.prompt_tokens, workload.new_tokens
-    )
+    kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, dtype)
+    per_step = read + kv_read(config, kv_dtype, workload.prompt_tokens, workload.new_tokens)
     return Result(
         setup=setup,
         workload=workload,
         single=single,
         many=many,
-        dtype=name,
+        dtype=_name(dtype),
+        weights=weights,
         kv_cache_dtype=kv_dtype,
         device=_device_name(device),
-        threads=torch.get_num_threads(),
+        kernels="torch" if library is None else f"native {library.isa}",
+        threads=torch.get_num_threads() if library is None else options.threads or library.cores,
         peak_rss=peak_rss,
         peak_device=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         bandwidth=per_step * single.decode_tok_s / single.tokens_per_step,
@@ -145,28 +157,50 @@ def run_bench(setup: Setup, workload: Workload, report: Report = silent) -> Resu
     )
 
 
-def _set_threads(threads: int) -> None:
-    if threads < 1:
-        raise RequestError(f"threads is {threads}; it must be at least 1")
-    torch.set_num_threads(threads)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _config(setup: Setup, report: Report) -> LlamaConfig:
-    """The model's shape; of random weights nothing is read."""
+def _weights(network: Network) -> str:
+    """The types of the matrices, those with the most bytes first."""
+    if not isinstance(network, PackedLlama):
+        return _name(network.dtype)
+    sizes: Counter[str] = Counter()
+    for matrix in network.matrices.values():
+        kind = matrix.layout.codes.name.lower()
+        sizes[{"f32": "float32", "bf16": "bfloat16"}.get(kind, kind)] += matrix.num_bytes
+    return " + ".join(kind for kind, _ in sizes.most_common())
+
+
+def _check_weights(setup: Setup, *, is_native: bool) -> None:
+    if setup.weights not in WEIGHTS:
+        raise RequestError(f"weights is {setup.weights!r}; it must be auto, {' or '.join(WEIGHTS)}")
     if not setup.random_weights:
-        return open_model(setup.model, report).config
+        raise RequestError(f"weights is {setup.weights!r}, which goes with random weights")
+    if not is_native:
+        raise RequestError(f"weights is {setup.weights!r}, which only the native kernels of a CPU can read")
+
+
+def _config(setup: Setup, dtype: torch.dtype, report: Report) -> tuple[LlamaConfig, str]:
+    """The model's shape, and a format of `corral plan` that its weights take about as much as on native
+    kernels. Of random weights nothing is read."""
+    if not setup.random_weights:
+        checkpoint = open_model(setup.model, report)
+        is_quantized = setup.dtype == "auto" and checkpoint.format == "gguf"
+        narrow = is_quantized and not {"F32", "F16", "BF16"}.issuperset(checkpoint.storage)
+        return checkpoint.config, "int4" if narrow else _name(dtype)
     preset = find_preset(setup.model)
     if preset is None:
         raise RequestError(
             f"{setup.model!r} is no known model; random weights are made for {', '.join(sorted(PRESETS))}"
         )
-    return preset.config
+    return preset.config, {"q4_0": "int4", "q8_0": "int8"}.get(setup.weights, _name(dtype))
 
 
 def _check_memory(
     model: str,
     config: LlamaConfig,
-    dtype: torch.dtype,
+    weights: str,
     device: torch.device,
     options: EngineOptions,
     workload: Workload,
@@ -174,8 +208,8 @@ def _check_memory(
     """Refuses a model of which this device cannot hold even one sequence, before anything is loaded."""
     work = Inference(
         context=workload.length,
-        dtype=str(dtype).removeprefix("torch."),
-        kv_dtype=resolve_kv_dtype(options.kv_cache_dtype, dtype),
+        dtype=weights,
+        kv_dtype=None if options.kv_cache_dtype == "auto" else options.kv_cache_dtype,
         prefill_chunk=options.scheduler(device.type).prefill_chunk,
     )
     plan = make_plan(config, work, _devices(device), model)
@@ -200,21 +234,31 @@ def _engine(
     dtype: torch.dtype,
     device: torch.device,
     report: Report,
-) -> Iterator[Engine]:
+) -> Iterator[tuple[Engine, Network]]:
     if not setup.random_weights:
         given = {"max_model_len": options.max_model_len, **setup.engine}
         with LLM(setup.model, dtype=setup.dtype, device=setup.device, report=report, **given) as llm:
-            yield llm.engine
+            yield llm.engine, llm.network
         return
     speculative = options.speculative_config
     if speculative is not None and speculative.model is not None:
         raise RequestError("random weights agree with no smaller model; leave one of the two out")
     with memory_in_words(device):
-        engine = build_engine(random_llama(config, dtype, device), None, options, None, report.notice)
+        network = _random_network(setup, config, options, dtype, device)
+        engine = build_engine(network, None, options, None, report.notice)
     try:
-        yield engine
+        yield engine, network
     finally:
         engine.close()
+
+
+def _random_network(
+    setup: Setup, config: LlamaConfig, options: EngineOptions, dtype: torch.dtype, device: torch.device
+) -> Network:
+    library = native_library(options, device)
+    if library is not None and setup.weights != "auto":
+        return random_packed(library, config, WEIGHTS[setup.weights], dtype)
+    return Runners(options, device).prepare(random_llama(config, dtype, device))
 
 
 def _device_name(device: torch.device) -> str:

@@ -123,9 +123,7 @@ def _check_shapes(file: Path, module: str, linear: nn.Linear, a: Tensor, b: Tens
         )
 
 
-def _check_saved_along(
-    file: Path, name: str, tensor: Tensor, parameter: Callable[[str], Tensor]
-) -> None:
+def _check_saved_along(file: Path, name: str, tensor: Tensor, parameter: Callable[[str], Tensor]) -> None:
     """Lets a copy of the model's own embedding or head pass; anything else is refused."""
     if ".lora_embedding_" in name:
         raise CheckpointError(

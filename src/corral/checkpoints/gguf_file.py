@@ -18,6 +18,7 @@ from corral.errors import CheckpointError
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _MOST_DIMS = 4  # GGML_MAX_DIMS
+_LENGTH = struct.Struct("<Q")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -89,18 +90,28 @@ class GgufFile:
             inner, length = self._unpack("IQ")
             if inner in _SCALARS:
                 return list(self._unpack(f"{length}{_SCALARS[inner]}"))
+            if inner == _STRING:
+                return self._strings(length)
             return [self._value(inner) for _ in range(length)]
         if kind not in _SCALARS:
             raise CheckpointError(f"{self.path} is damaged: unknown metadata type {kind}; download it again")
         return self._unpack(_SCALARS[kind])[0]
 
     def _string(self) -> str:
-        (length,) = struct.unpack_from("<Q", self.data, self._at)
-        start = self._at + 8
-        self._at = start + length
-        if self._at > len(self.data):
-            raise IndexError
-        return self.data[start : self._at].decode("utf-8")
+        return self._strings(1)[0]
+
+    def _strings(self, count: int) -> list[str]:
+        """A vocabulary has a hundred thousand of them: every call that is saved counts."""
+        data, at, size = self.data, self._at, len(self.data)
+        strings = []
+        for _ in range(count):
+            start = at + 8
+            at = start + _LENGTH.unpack_from(data, at)[0]
+            if at > size:
+                raise IndexError
+            strings.append(data[start:at].decode())
+        self._at = at
+        return strings
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(f"<{layout}", self.data, self._at)

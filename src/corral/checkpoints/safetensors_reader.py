@@ -19,7 +19,6 @@ from corral.model.presets import find_preset
 from corral.quant import Weight
 from corral.text.tokenizer import Tokenizer
 
-
 CONFIG = "config.json"
 
 

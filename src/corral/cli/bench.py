@@ -22,7 +22,9 @@ RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Make weights up: a short name is enough, no file is read.")
 ]
 Seed = Annotated[int, typer.Option(help="Chooses the prompts.")]
-Threads = Annotated[int | None, typer.Option(help="Threads on the CPU; torch's choice by default.")]
+Weights = Annotated[
+    str, typer.Option(help="Random weights as q4_0 or q8_0: packed for the native kernels; auto: as --dtype.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -34,8 +36,8 @@ def bench(
     concurrency: Concurrency = 1,
     requests: Requests = None,
     random_weights: RandomWeights = False,
+    weights: Weights = "auto",
     seed: Seed = 0,
-    threads: Threads = None,
     running: options.Running = options.Running(),
     max_num_seqs: options.MaxNumSeqs = None,
     kv_cache_memory: options.KVMemory = None,
@@ -49,6 +51,7 @@ def bench(
 
         corral bench
         corral bench llama-3.2-1b --random-weights --concurrency 8 --dtype bfloat16
+        corral bench llama-3.1-8b --random-weights --weights q4_0
         corral bench ./my-model --prompt-tokens 2048 --new-tokens 256 --json
     """
     from corral.bench.run import Setup, run_bench
@@ -63,7 +66,7 @@ def bench(
         "kv_cache_memory": options.parse_size("--kv-cache-memory", kv_cache_memory),
     }
     given = {name: value for name, value in engine.items() if value is not None}
-    setup = Setup(model, running.dtype, running.device, threads, random_weights, given)
+    setup = Setup(model, running.dtype, running.device, random_weights, weights, given)
     with TerminalReport() as report:
         result = run_bench(setup, workload, report).to_dict()
     if as_json:
@@ -78,8 +81,10 @@ def _table(result: dict[str, Any]) -> Table:
     from rich.table import Table
 
     settings = result["settings"]
+    kind = result["dtype"] if result["weights"] == result["dtype"] else f"{result['weights']} weights"
     table = Table(
-        title=f"{result['model']}, {result['dtype']}, {result['device']}, {result['threads']} threads"
+        title=f"{result['model']}, {kind}, {result['device']}, {result['kernels']} kernels, "
+        f"{result['threads']} threads"
     )
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)

@@ -130,9 +130,13 @@ def _model(entry: CacheEntry) -> str:
     """The model as a person names it: by the Hub, by its file, or by its folder."""
     if not entry.sources:
         return f"damaged: {entry.file.name}"
+    from corral.checkpoints.cache import cache_folder
+
     first = Path(entry.sources[0])
     if match := _HUB_FOLDER.search(str(first)):
         return f"{match[1]}/{match[2]}"
+    if (fetched := (cache_folder() / "models").resolve()) in first.parents:
+        return first.relative_to(fetched).parts[0]
     return str(first if first.suffix == ".gguf" else first.parent)
 
 

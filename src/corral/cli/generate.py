@@ -68,7 +68,7 @@ class Job:
         return None if self.adapter is None else options.ADAPTER
 
     def settings(self) -> dict[str, Any]:
-        """What the results depend on: not how tokens are guessed, nor how many rows or threads run at once."""
+        """What the results depend on: not how tokens are guessed, nor how many rows or threads run."""
         running = {n: value for n, value in vars(self.running).items() if n not in ("speculate", "threads")}
         of_model = {"model": self.model, "prompt_format": self.prompt_format, "adapter": self.adapter}
         return {**of_model, **running, **self.given}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -156,9 +158,10 @@ def load(
 ) -> LLM:
     """Loads a model, showing downloads on standard error; `engine` are further options of the engine."""
     from corral.cli.progress import TerminalReport
-    from corral.llm import LLM
 
-    with TerminalReport() as report:
+    with _no_garbage(), TerminalReport() as report:
+        from corral.llm import LLM
+
         return LLM(
             model,
             dtype=running.dtype,
@@ -170,6 +173,17 @@ def load(
             **running.engine_options(),
             **{name: value for name, value in engine.items() if value is not None},
         )
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Nothing that a start makes is garbage; to look for some among all of it takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def sampling(defaults: SamplingParams, **changes: object) -> SamplingParams:

@@ -80,7 +80,7 @@ class PackedWeights:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A file of the cache: what it was made from and how, its bytes, and when it was last used (Unix time)."""
+    """A file of the cache: what it was made from, how, its bytes, and when it was last used (Unix time)."""
 
     file: Path
     sources: tuple[str, ...]

@@ -131,11 +131,14 @@ class Program:
 
 
 def _buffers(ops: OpList, matrices: Mapping[str, PackedMatrix], exact: bool) -> dict[str, tuple[int, int]]:
-    """Columns and forms of each buffer: the forms that the matrices applied to it want."""
-    forms = dict.fromkeys(ops.buffers, _FLOAT)
+    """Columns and forms of each buffer: the forms that the operations want which read it."""
+    forms = dict.fromkeys(ops.buffers, 0)
+    forms[ops.result] = _FLOAT
     for op in ops.ops:
         if op.kind is OpKind.MATMUL:
             forms[op.source] |= _form(matrices[op.matrix], exact)
+        elif op.kind is not OpKind.LORA and op.source:
+            forms[op.source] |= _FLOAT
     return {name: (columns, forms[name]) for name, columns in ops.buffers.items()}
 
 

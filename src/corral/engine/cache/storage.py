@@ -9,6 +9,7 @@ Letters in shapes: T tokens, B sequences, N blocks of each, S = N * block_size, 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -192,6 +193,8 @@ def _quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # torch.zeros writes its zeros; numpy's come from the operating system, page by page, when first touched
+    # torch.zeros writes its zeros; these come from the operating system, page by page, when first touched.
+    # np.zeros asks for huge pages: the first token would touch one for each layer and head, 360 MB for a
+    # model of 100 MB.
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, count), np.uint8)).view(dtype).view(shape)

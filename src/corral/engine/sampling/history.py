@@ -22,7 +22,7 @@ class History:
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         repeats = params.repetition_penalty != 1.0
         self.penalizes = repeats or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
-        self._ids = np.unique(np.asarray(prompt if repeats else (), dtype=np.int64))
+        self._ids = np.array(sorted(set(prompt)) if repeats else (), dtype=np.int64)
         self._counts = np.zeros(len(self._ids), dtype=np.float32)
         self._size = len(self._ids)
         self._places = {token_id: place for place, token_id in enumerate(self._ids.tolist())}
