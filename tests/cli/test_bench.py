@@ -11,6 +11,7 @@ import torch
 
 from corral.cli.main import run
 from tests.checkpoints.writers import write_chat_model
+from tests.kernels.networks import needs_native
 
 KEYS = {
     "prefill_tok_s",
@@ -67,6 +68,7 @@ def test_random_weights_need_nothing_but_a_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_native
 def test_quantized_random_weights_are_made_as_they_are_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import corral
 from corral.cli.main import run
 from tests.checkpoints.writers import write_chat_model, write_meta
+from tests.kernels.networks import needs_native
 from tests.random_models import SMALL_CHAT, random_model
 
 VERBS = ("chat", "generate", "pull", "info", "export", "plan", "bench", "cache")
@@ -98,6 +99,7 @@ def test_generate_writes_the_prompt_and_goes_on(folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == first
 
 
+@needs_native
 def test_models_run_with_the_kernels_that_are_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

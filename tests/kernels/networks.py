@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from corral.kernels.library import Library, load
@@ -27,6 +28,10 @@ ODD = replace(
 )
 MODEL = replace(SMALL, max_position_embeddings=2048)
 TIED = replace(MODEL, tie_word_embeddings=True)
+
+
+needs_native = pytest.mark.skipif(load() is None, reason="PyTorch computes here")
+"""For tests of other rooms, which run on PyTorch alone too."""
 
 
 def library() -> Library:
