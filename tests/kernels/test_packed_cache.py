@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from corral.kernels import packed_cache
+from corral.kernels import packed_file
 from corral.kernels.memory import Memory
 from corral.kernels.packed import PackedMatrix, pack
 from corral.kernels.packed_cache import CacheKey, PackedCache
@@ -90,7 +90,7 @@ def test_another_version_is_not_found(
 ) -> None:
     key = stored(cache, source)
     file = cache.folder / key.file_name
-    monkeypatch.setattr(packed_cache, "VERSION", packed_cache.VERSION + 1)
+    monkeypatch.setattr(packed_file, "VERSION", packed_file.VERSION + 1)
     file.rename(cache.folder / key.file_name)
     assert cache.load(key) is None
 
@@ -132,8 +132,8 @@ def test_a_header_that_lies_gives_nothing_or_what_lies_within_the_file(
     header = json.loads(data[64 : 64 + length])
     header["matrices"]["u4"][field] = value
     text = json.dumps(header).encode()
-    start = packed_cache._START.pack(
-        b"CORRALPW", packed_cache.VERSION, len(text), hashlib.sha256(text).digest()
+    start = packed_file._START.pack(
+        b"CORRALPW", packed_file.VERSION, len(text), hashlib.sha256(text).digest()
     )
     file.write_bytes(
         (start.ljust(64, b"\0") + text).ljust(header["data_at"], b"\0") + data[header["data_at"] :]

@@ -23,7 +23,7 @@ from corral.engine.networks import Runners, load_network
 from corral.engine.options import EngineOptions
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
-from corral.kernels import packed_cache
+from corral.kernels import packed_cache, packed_file
 from corral.kernels.keeping import Keeping, wait_for_all
 from corral.kernels.packed_cache import CacheKey, PackedCache
 from corral.kernels.packed_llama import PackedLlama
@@ -220,7 +220,7 @@ def test_an_end_that_does_not_wait_leaves_nothing_behind(
 ) -> None:
     network = packed(MODEL)
     cache = PackedCache()
-    begun, write = Event(), packed_cache._write
+    begun, write = Event(), packed_file.write
 
     def slowly(*arguments: Any) -> None:
         begun.set()
@@ -229,7 +229,7 @@ def test_an_end_that_does_not_wait_leaves_nothing_behind(
             time.sleep(0.01)
         write(*arguments)
 
-    monkeypatch.setattr(packed_cache, "_write", slowly)
+    monkeypatch.setattr(packed_cache, "write", slowly)
     running = Keeping(cache, CacheKey.of(checkpoint.files, {}), network, lambda _: None)
     assert begun.wait(10)
     wait_for_all(0.05)

@@ -20,7 +20,8 @@ from corral.errors import RequestError
 from corral.kernels.keeping import Keeping
 from corral.kernels.library import Library, Pool, load
 from corral.kernels.memory import Memory
-from corral.kernels.packed_cache import CacheKey, PackedCache, PackedWeights
+from corral.kernels.packed_cache import CacheKey, PackedCache
+from corral.kernels.packed_file import PackedWeights
 from corral.kernels.packed_llama import TABLE, PackedLlama, pack_llama, pack_weights
 from corral.model.llama import Llama
 from corral.quant import Weight
