@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corral.quant.groups import check_codes, check_floats, check_weight, grouped, narrowed, row_slices
+from corral.quant.groups import (
+    check_codes,
+    check_floats,
+    check_weight,
+    grouped,
+    narrowed,
+    row_slices,
+    some_rows,
+)
 
 _ZEROS = (torch.uint8, torch.int16, torch.int32)
 
@@ -75,7 +83,7 @@ class Affine:
 
     def rows(self, index: Tensor | slice) -> Affine:
         """Some rows, or all of them in another order: `index` is a slice, or int64 [new rows]."""
-        return self._map(lambda tensor: tensor[index])
+        return self._map(lambda tensor: some_rows(tensor, index))
 
     def to(self, device: torch.device | str) -> Affine:
         """The same weights on another device."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corral.quant.groups import check_codes, check_floats, check_weight, grouped, row_slices
+from corral.quant.groups import check_codes, check_floats, check_weight, grouped, row_slices, some_rows
 
 NF4 = (
     -1.0,
@@ -71,7 +71,7 @@ class Codebook:
 
     def rows(self, index: Tensor | slice) -> Codebook:
         """Some rows, or all of them in another order: `index` is a slice, or int64 [new rows]."""
-        return self._map(lambda tensor: tensor[index])
+        return self._map(lambda tensor: some_rows(tensor, index))
 
     def to(self, device: torch.device | str) -> Codebook:
         """The same weights on another device."""

@@ -18,6 +18,11 @@ def row_slices(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
+def some_rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    """Rows of a tensor; whole rows are copied, which indexing does element by element."""
+    return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
+
+
 def check_codes(codes: Tensor, group_size: int) -> tuple[int, int]:
     """The shape that scales [rows, groups] must have.
 
