@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Prompt = list[int]
@@ -51,6 +52,7 @@ class Peer:
         package: the distribution whose version is reported.
         version: of it; part of the environment's folder, so a new version is a new environment.
         installs: pip's arguments, one call after the other.
+        finish: given the environment's folder, further commands that complete the installation.
         load: loads a model; runs inside the peer's environment.
         models: the model file for each kind of weights that the peer can run, see `models.RECIPES`.
         many: what it loads is `Batching`.
@@ -68,5 +70,6 @@ class Peer:
     models: dict[str, str]
     many: bool = False
     removes: tuple[str, ...] = ()
+    finish: Callable[[Path], list[list[str]]] | None = None
     environ: dict[str, str] | None = None
     run_environ: dict[str, str] | None = None

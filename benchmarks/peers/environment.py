@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from corral.checkpoints.cache import cache_folder
 
@@ -67,7 +68,8 @@ def prepare(peer: Peer) -> Environment:
 
 
 def _recipe(peer: Peer) -> str:
-    told = [peer.installs, peer.removes, peer.environ, CONSTRAINTS, sys.version_info[:2]]
+    finish = peer.finish(Path("folder")) if peer.finish else []
+    told = [finish, peer.installs, peer.removes, peer.environ, CONSTRAINTS, sys.version_info[:2]]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -84,9 +86,11 @@ def _install(peer: Peer, folder: Path, python: Path) -> dict[str, str]:
     commands += [[str(python), "-m", "pip", "install", *arguments] for arguments in peer.installs]
     if peer.removes:
         commands.append([str(python), "-m", "pip", "uninstall", "--yes", *peer.removes])
+    if peer.finish:
+        commands += peer.finish(folder)
     with log.open("w") as out:
         for command in commands:
-            if subprocess.run(command, env=environ, stdout=out, stderr=subprocess.STDOUT).returncode != 0:
+            if not _succeeds(command, environ, out):
                 out.flush()
                 shutil.rmtree(folder, ignore_errors=True)
                 raise SetupError(f"{peer.name} cannot be installed: {_last_error(log)} ({log})")
@@ -95,6 +99,14 @@ def _install(peer: Peer, folder: Path, python: Path) -> dict[str, str]:
         [python, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
     )
     return {normal(row["name"]): row["version"] for row in json.loads(listed.stdout)}
+
+
+def _succeeds(command: list[str], environ: dict[str, str], out: TextIO) -> bool:
+    try:
+        return subprocess.run(command, env=environ, stdout=out, stderr=subprocess.STDOUT).returncode == 0
+    except FileNotFoundError:
+        print(f"error: {command[0]} is not installed", file=out)
+        return False
 
 
 def _last_error(log: Path) -> str:

