@@ -23,7 +23,7 @@ from corral.checkpoints.source import open_checkpoint
 
 _BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(_BENCHMARKS))  # as for `python benchmarks/cpu_peers.py`, but not for other tests
-child, environment, random_gguf, table, work, base, machine, cpu_peers = (
+child, environment, random_gguf, table, work, base, machine, run, cpu_peers = (
     import_module(name)
     for name in (
         "peers.child",
@@ -33,6 +33,7 @@ child, environment, random_gguf, table, work, base, machine, cpu_peers = (
         "peers.work",
         "peers.base",
         "peers.machine",
+        "peers.run",
         "cpu_peers",
     )
 )
@@ -182,6 +183,35 @@ def test_peers_modules_need_nothing_but_the_standard_library_to_be_imported() ->
         [sys.executable, "-S", "-c", code], cwd=_BENCHMARKS, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("code", "said"), [("raise ValueError('no')", "ValueError: no"), ("", "no output")])
+def test_a_run_that_gives_nothing_is_told_of_with_its_error_and_status(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_START", code or "import os; os.abort()")
+    here = environment.Environment(_peer(), Path(sys.executable), {})
+    with pytest.raises(run.RunError, match=rf"^none, decode: {said} \(exit {1 if code else -6}\)$"):
+        run.run(here, tmp_path, Work("decode", "135M", "same", 8, 2), (0,), seed=0)
+
+
+def test_a_run_that_takes_too_long_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "pid"
+    code = f"""
+import pathlib, subprocess, time
+child = subprocess.Popen(["sleep", "60"])
+pathlib.Path({str(note)!r}).write_text(str(child.pid))
+time.sleep(60)
+"""
+    monkeypatch.setattr(run, "_START", code)
+    monkeypatch.setattr(run, "_SECONDS", 3)
+    here = environment.Environment(_peer(), Path(sys.executable), {})
+    with pytest.raises(run.RunError, match="over 3 s"):
+        run.run(here, tmp_path, Work("decode", "135M", "same", 8, 2), (0,), seed=0)
+    status = Path(f"/proc/{note.read_text()}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 def test_one_processor_of_each_physical_core_is_used() -> None:

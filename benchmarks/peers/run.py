@@ -54,16 +54,20 @@ def run(
             **(environment.peer.run_environ or {}),
         }
         command = [str(environment.python), "-c", _START, str(_PACKAGE_FOLDER)]
-        if not _finishes(command, json.dumps(job), environ, log):
+        status = _finish(command, json.dumps(job), environ, log)
+        if status is None:
             raise RunError(f"{environment.peer.name}, {work.name}: over {_SECONDS} s")
         if not result.exists():
-            raise RunError(f"{environment.peer.name}, {work.name}: {_last_error(log)}")
+            raise RunError(f"{environment.peer.name}, {work.name}: {_last_error(log)} (exit {status})")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
 
 
-def _finishes(command: list[str], job: str, environ: dict[str, str], log: Path) -> bool:
-    """Whether a process ends in time. Whatever becomes of it, no process that it started stays behind."""
+def _finish(command: list[str], job: str, environ: dict[str, str], log: Path) -> int | None:
+    """The exit status of a process, below 0 for a signal; None if it takes too long.
+
+    Whatever becomes of it, no process that it started stays behind.
+    """
     with log.open("w") as out:
         process = subprocess.Popen(
             command,
@@ -78,12 +82,12 @@ def _finishes(command: list[str], job: str, environ: dict[str, str], log: Path) 
         try:
             process.communicate(job, timeout=_SECONDS)
         except subprocess.TimeoutExpired:
-            return False
+            return None
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return True
+    return process.returncode
 
 
 def _last_error(log: Path) -> str:
