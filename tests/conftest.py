@@ -19,6 +19,8 @@ from tests.random_models import random_model
 settings.register_profile("corral", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("corral")
 
+os.environ["CORRAL_PACKED_CACHE_GB"] = "0"  # the models of tests have no place in a person's cache
+
 
 @pytest.fixture(scope="session")
 def llama_models_folder() -> Path:

@@ -40,6 +40,11 @@ def matrices() -> dict[str, PackedMatrix]:
     }
 
 
+@pytest.fixture(autouse=True)
+def no_limit_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CORRAL_PACKED_CACHE_GB", raising=False)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     file = tmp_path / "model.gguf"

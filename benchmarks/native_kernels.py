@@ -1,7 +1,7 @@
 """How fast the matrix products of the native library are, on random weights.
 
-    python benchmarks/kernels.py                          the installed library, its best instruction set
-    python benchmarks/kernels.py --isa avx2 --kinds u4 --rows 1 512
+    python benchmarks/native_kernels.py      the installed library at its best
+    python benchmarks/native_kernels.py --isa avx2 --kinds u4 --rows 1 512
 
 A matrix-vector product (one row of activations) is a stream of weights: its figure is GB/s, beside what a
 plain sum over as much memory reads. Products with many rows are bound by arithmetic: their figure is billions

@@ -1,6 +1,6 @@
 """Attention kernels of the native library on one core: long decodes in GB/s of the cache read, prompts in ms.
 
-    taskset -c 1 python benchmarks/attention.py [--isa avx2]
+    taskset -c 1 python benchmarks/native_attention.py [--isa avx2]
 
 Times are the least processor time of several runs, for all layers of the model's shape: each layer has keys
 and values of its own, so that they come from memory.
