@@ -16,7 +16,7 @@ import torch
 import corral
 from corral.bench.bandwidth import kv_read, read_bandwidth, weights_read
 from corral.bench.measure import ManyRequests, SingleRequest, measure_many, measure_single, warm_up
-from corral.bench.weights import WEIGHTS, random_llama, random_packed
+from corral.bench.weights import WEIGHTS, random_llama, random_packed, random_weights
 from corral.bench.workload import Workload
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
@@ -24,12 +24,13 @@ from corral.devices import memory_in_words, pick_device, pick_dtype
 from corral.engine.build import build_engine
 from corral.engine.cache.storage import resolve_kv_dtype
 from corral.engine.engine import Engine
-from corral.engine.networks import Network, Runners, native_library
+from corral.engine.networks import Network, native_library
 from corral.engine.options import EngineOptions
 from corral.errors import RequestError
-from corral.kernels.packed_llama import PackedLlama
+from corral.kernels.packed_llama import PackedLlama, pack_weights
 from corral.llm import LLM
 from corral.model.config import LlamaConfig
+from corral.model.llama import Llama
 from corral.model.presets import PRESETS, find_preset
 from corral.plan import Devices, Inference, make_plan, parse_devices
 from corral.plan.report import size
@@ -256,9 +257,12 @@ def _random_network(
     setup: Setup, config: LlamaConfig, options: EngineOptions, dtype: torch.dtype, device: torch.device
 ) -> Network:
     library = native_library(options, device)
-    if library is not None and setup.weights != "auto":
+    if library is None:
+        return random_llama(config, dtype, device)
+    if setup.weights != "auto":
         return random_packed(library, config, WEIGHTS[setup.weights], dtype)
-    return Runners(options, device).prepare(random_llama(config, dtype, device))
+    # Packed as they are made: a large model has no room here twice.
+    return pack_weights(library, Llama.on_meta(config), random_weights(config, dtype, device), dtype)
 
 
 def _device_name(device: torch.device) -> str:

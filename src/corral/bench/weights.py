@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -27,22 +27,30 @@ WEIGHTS: Mapping[str, Codes] = {"q4_0": Codes.U4, "q8_0": Codes.U8}
 a float16 scale. The head has 8 bits."""
 
 
-def random_llama(config: LlamaConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Llama:
-    """A network of random weights in the range in which activations keep their size.
+def random_weights(
+    config: LlamaConfig, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """Random weights by their names, one at a time, in the range in which activations keep their size.
 
     The same random numbers are used over and over: to make a new one for each weight of a large model would
     take minutes.
     """
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(_POOL, generator=generator).to(device)
-    model = Llama.on_meta(config)
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
+    for name, parameter in Llama.on_meta(config).named_parameters():
         values = torch.empty(parameter.shape, dtype=dtype, device=device)
         if values.dim() == 1:
-            values.fill_(0.0 if leaf == "bias" else 1.0)
+            values.fill_(0.0 if name.endswith(".bias") else 1.0)
         else:
             _fill(values, pool / parameter.shape[-1] ** 0.5)
+        yield name, values
+
+
+def random_llama(config: LlamaConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Llama:
+    """A network of random weights."""
+    model = Llama.on_meta(config)
+    for name, values in random_weights(config, dtype, device, seed):
+        owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
