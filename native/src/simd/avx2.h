@@ -206,21 +206,6 @@ inline I32 dot(I32 acc, U8x64 w, I32 x) {
     return {add_quads(acc.a, signed_pairs(w.a, x.a)), add_quads(acc.b, signed_pairs(w.b, x.b))};
 }
 
-struct Bf16Pairs {
-    F32 even, odd;
-    static Bf16Pairs split(I32 pairs) {
-        const I32 high = I32::broadcast(static_cast<int32_t>(0xffff0000));
-        return {F32::from_bits(shift_left<16>(pairs)), F32::from_bits(pairs & high)};
-    }
-    static Bf16Pairs load(const uint16_t* p) { return split(I32::load(reinterpret_cast<const int32_t*>(p))); }
-    static Bf16Pairs broadcast(const uint16_t* p) {
-        int32_t pair;
-        std::memcpy(&pair, p, sizeof pair);
-        return split(I32::broadcast(pair));
-    }
-};
-inline F32 dot(F32 acc, Bf16Pairs w, Bf16Pairs x) { return fma(w.odd, x.odd, fma(w.even, x.even, acc)); }
-
 // 16 registers, two to a vector.
 constexpr int kCodeTileBlocks = 1, kCodeTileRows = 3;
 constexpr int kFewRows = 4;  // up to so many, weights go from memory through registers, and no tiles are cut
@@ -228,4 +213,5 @@ constexpr int kFloatTileBlocks = 1, kFloatTileRows = 4;
 
 }  // namespace corral::CORRAL_NAMESPACE
 
+#include "bf16_pairs.h"
 #include "exp.h"

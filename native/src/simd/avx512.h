@@ -132,23 +132,6 @@ struct Bf16Pairs {
 };
 inline F32 dot(F32 acc, Bf16Pairs w, Bf16Pairs x) { return {_mm512_dpbf16_ps(acc.v, w.v, x.v)}; }
 
-#else
-
-struct Bf16Pairs {
-    F32 even, odd;
-    static Bf16Pairs split(__m512i pairs) {
-        return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))},
-                {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))))}};
-    }
-    static Bf16Pairs load(const uint16_t* p) { return split(_mm512_loadu_si512(p)); }
-    static Bf16Pairs broadcast(const uint16_t* p) {
-        uint32_t pair;
-        std::memcpy(&pair, p, sizeof pair);
-        return split(_mm512_set1_epi32(static_cast<int32_t>(pair)));
-    }
-};
-inline F32 dot(F32 acc, Bf16Pairs w, Bf16Pairs x) { return fma(w.odd, x.odd, fma(w.even, x.even, acc)); }
-
 #endif
 
 // Tiles of a matrix product, blocks x rows, as many as 32 registers hold.
@@ -158,4 +141,7 @@ constexpr int kFloatTileBlocks = 4, kFloatTileRows = 5;
 
 }  // namespace corral::CORRAL_NAMESPACE
 
+#ifndef __AVX512BF16__
+#include "bf16_pairs.h"
+#endif
 #include "exp.h"

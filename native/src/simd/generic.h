@@ -246,22 +246,6 @@ inline I32 dot(I32 acc, U8x64 w, I32 x) {
 // The same for bytes up to 15, without the offset.
 inline I32 dot_nibbles(I32 acc, U8x64 w, I32 x) { return dot(acc, w, x); }
 
-// Pairs of neighbouring columns, bfloat16; the pair of an activation is the same in each lane.
-struct Bf16Pairs {
-    F32 even, odd;
-    static Bf16Pairs split(I32 pairs) {
-        const I32 high = I32::broadcast(static_cast<int32_t>(0xffff0000));
-        return {F32::from_bits(shift_left<16>(pairs)), F32::from_bits(pairs & high)};
-    }
-    static Bf16Pairs load(const uint16_t* p) { return split(I32::load(reinterpret_cast<const int32_t*>(p))); }
-    static Bf16Pairs broadcast(const uint16_t* p) {
-        int32_t pair;
-        std::memcpy(&pair, p, sizeof pair);
-        return split(I32::broadcast(pair));
-    }
-};
-inline F32 dot(F32 acc, Bf16Pairs w, Bf16Pairs x) { return fma(w.odd, x.odd, fma(w.even, x.even, acc)); }
-
 // Tiles of a matrix product, blocks x rows, as many as the registers hold.
 constexpr int kCodeTileBlocks = 1, kCodeTileRows = 2;
 constexpr int kFewRows = 2;  // up to so many, weights go from memory through registers, and no tiles are cut
@@ -269,4 +253,5 @@ constexpr int kFloatTileBlocks = 1, kFloatTileRows = 2;
 
 }  // namespace corral::CORRAL_NAMESPACE
 
+#include "bf16_pairs.h"
 #include "exp.h"
