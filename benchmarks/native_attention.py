@@ -25,12 +25,14 @@ SHAPES = {
     "SmolLM2-135M": (9, 3, 64, 30),
     "Llama-8B": (32, 8, 128, 32),
 }  # query heads, key-value heads, head_dim, layers
-KINDS = ("bfloat16", "int8", "float32", "float16")
+KINDS = ("bfloat16 pairs", "bfloat16", "int8", "float32", "float16")
 BLOCK = 32
 
 
 def random_cache(kind: str, kv_heads: int, positions: int, head_dim: int) -> Cache:
-    cache = Cache.zeros(kind, kv_heads, positions, head_dim, BLOCK)
+    name, _, pairs = kind.partition(" ")
+    cache = Cache.zeros(name, kv_heads, positions, head_dim, BLOCK)
+    cache.pairs = bool(pairs)
     if cache.scales is None:
         cache.data.copy_(torch.randn(cache.data.shape))
     else:
@@ -57,7 +59,7 @@ def step(kernels: Kernels, caches: list[Cache], blocks: torch.Tensor, q: torch.T
 
 def rows(kernels: Kernels, repeats: int) -> Iterator[str]:
     for name, (q_heads, kv_heads, head_dim, layers) in SHAPES.items():
-        for kind in KINDS:
+        for kind in KINDS[not kernels.reads_pairs :]:
             layers_here = min(layers, 12)  # as many as outgrow the caches
             caches = [random_cache(kind, kv_heads, 8192, head_dim) for _ in range(layers_here)]
             nbytes = sum(cache.data.nbytes for cache in caches)
@@ -67,7 +69,7 @@ def rows(kernels: Kernels, repeats: int) -> Iterator[str]:
             seconds = least(partial(step, kernels, caches, blocks, q, 8191), repeats)
             all_layers = layers / layers_here
             yield (
-                f"{kernels.isa:11} {name:13} {kind:9} decode at 8192: {seconds * all_layers * 1e3:8.2f} ms "
+                f"{kernels.isa:11} {name:13} {kind:14} decode at 8192: {seconds * all_layers * 1e3:8.2f} ms "
                 f"{nbytes / seconds / 1e9:6.1f} GB/s"
             )
             for count, start in ((512, 0), (512, 7680)):
@@ -75,7 +77,7 @@ def rows(kernels: Kernels, repeats: int) -> Iterator[str]:
                 prompt = partial(step, kernels, caches[:3], blocks, q, start)
                 seconds = least(prompt, max(1, repeats // 3))
                 yield (
-                    f"{kernels.isa:11} {name:13} {kind:9} {count} rows at {start:4}: "
+                    f"{kernels.isa:11} {name:13} {kind:14} {count} rows at {start:4}: "
                     f"{seconds / 3 * layers * 1e3:8.1f} ms"
                 )
 

@@ -16,7 +16,7 @@ extern "C" {
 
 /* Goes up with every change that breaks a caller: of a function here, or of a structure that is passed.
  * src/corral/kernels/library.py holds the number that it speaks. */
-#define CORRAL_ABI_VERSION 1
+#define CORRAL_ABI_VERSION 2
 CORRAL_API int32_t corral_abi_version(void);
 
 /* The kernels of one instruction set: generic, avx2, avx512vnni or avx512bf16. */
@@ -27,6 +27,8 @@ CORRAL_API const char* corral_isas(void);
  * not run them or nothing is called so; the sentence is valid until the thread's next call. */
 CORRAL_API const corral_kernels* corral_pick(const char* isa, const char** error);
 CORRAL_API const char* corral_kernels_name(const corral_kernels* kernels);
+/* Whether these kernels take caches of CacheType::bf16_pairs (native/src/kernels.h). */
+CORRAL_API int32_t corral_kernels_read_pairs(const corral_kernels* kernels);
 
 /* How many threads pay: physical cores that this process may run on, within its CPU quota. */
 CORRAL_API int32_t corral_cores(void);

@@ -25,6 +25,8 @@ const corral_kernels* corral_pick(const char* isa, const char** error) {
 
 const char* corral_kernels_name(const corral_kernels* kernels) { return kernels_of(kernels)->name; }
 
+int32_t corral_kernels_read_pairs(const corral_kernels* kernels) { return kernels_of(kernels)->reads_pairs; }
+
 int32_t corral_cores(void) { return corral::usable_cores(); }
 
 corral_pool* corral_pool_open(int32_t threads) {

@@ -22,6 +22,20 @@ inline void pause() {
 #endif
 }
 
+// Memory that a thread reads next: it asks for it while it waits.
+struct Ahead {
+    const uint8_t* begin = nullptr;
+    const uint8_t* end = nullptr;
+
+    // Asks for the next line, if there is one.
+    bool ask() {
+        if (begin >= end) return false;
+        __builtin_prefetch(begin, 0, 2);
+        begin += 64;
+        return true;
+    }
+};
+
 // What a thread does before it sleeps: it spins for a time, then offers its core to others so many times.
 struct Patience {
     std::chrono::microseconds spin;
@@ -39,8 +53,8 @@ public:
         condition_.notify_all();
     }
 
-    void wait(uint64_t target, const Patience& patience) {
-        if (spin(target, patience.spin) || yield(target, patience.yields)) return;
+    void wait(uint64_t target, const Patience& patience, Ahead& ahead) {
+        if (spin(target, patience.spin, ahead) || yield(target, patience.yields)) return;
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);  // before the look at the count, as `add` is before the look at the sleepers
         condition_.wait(lock, [&] { return reached(target); });
@@ -50,13 +64,13 @@ public:
 private:
     bool reached(uint64_t target) const { return count_.load() >= target; }
 
-    bool spin(uint64_t target, std::chrono::microseconds time) const {
+    bool spin(uint64_t target, std::chrono::microseconds time, Ahead& ahead) const {
         constexpr int kLooksPerTime = 32;
         const auto end = std::chrono::steady_clock::now() + time;
         do {
             for (int i = 0; i < kLooksPerTime; ++i) {
                 if (reached(target)) return true;
-                pause();
+                if (!ahead.ask()) pause();
             }
         } while (std::chrono::steady_clock::now() < end);
         return false;

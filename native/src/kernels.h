@@ -20,7 +20,14 @@ struct Matmul {
 };
 
 // The keys and values of one layer: [2, kv_heads, slots, head_dim]; 2 for key and value.
-enum class CacheType : int32_t { f32 = 0, bf16 = 1, int8 = 2, f16 = 3 };
+//
+// bf16_pairs: bfloat16 in the order in which pairs of it are multiplied, so that nothing is left to do when it is read:
+//
+//     keys of a head     [slots / 16][head_dim / 2][16 slots][2 dimensions]
+//     values of a head   [slots / 2][head_dim][2 slots]
+//
+// for blocks of a multiple of 16 slots, a head_dim that is a multiple of 32, and `Kernels::reads_pairs`.
+enum class CacheType : int32_t { f32 = 0, bf16 = 1, int8 = 2, f16 = 3, bf16_pairs = 4 };
 struct CacheLayer {
     CacheType type;
     uint8_t* data;
@@ -52,18 +59,20 @@ struct Attention {
     int64_t out_stride;
 };
 
-// One part of an attention: the rows [first, first + count) of a span, one key-value head, and the keys of one stretch of
-// positions. Stretches begin at multiples of kStretch positions, wherever the rows are.
+// Some parts of an attention: the rows [first, first + count) of a span, one key-value head, and the keys of some stretches of
+// positions. Stretches begin at multiples of kStretch positions, wherever the rows are; each is a part for itself.
 constexpr int64_t kStretch = 512;
-struct AttentionPart {
+struct AttentionParts {
     const Span* span;
     int64_t first, count;    // rows of the span
     int32_t kv_head;
-    int64_t stretch;         // keys at positions stretch * kStretch .. (stretch + 1) * kStretch - 1
+    int64_t stretch, stretch_end;  // keys at positions stretch * kStretch .. stretch_end * kStretch - 1
+    const AttentionParts* next;    // what this thread does then, or null: its first keys are asked for
 };
 
 struct Kernels {
     const char* name;
+    bool reads_pairs;        // caches may be CacheType::bf16_pairs
 
     // Any rows [row_begin, row_end) against any blocks [block_begin, block_end). `scratch` is this thread's own.
     void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t block_begin, int64_t block_end, void* scratch);
@@ -82,9 +91,9 @@ struct Kernels {
     // Stores the key and the value [kv_heads, head_dim] of one token.
     void (*store)(const CacheLayer&, const Heads&, int64_t slot, const float* k, const float* v);
 
-    // A part's maximum, sum of exponentials, and weighted values (not divided by the sum), for `count` rows times the query
-    // heads of the key-value head: out[(row * group + head)] = {maximum, sum, value[head_dim]}, head_dim + 2 floats each.
-    void (*attention_part)(const Attention&, const AttentionPart&, float* out, void* scratch);
+    // Each part's maximum, sum of exponentials, and weighted values (not divided by the sum), for `count` rows times the query
+    // heads of the key-value head: out[part][row * group + head] = {maximum, sum, value[head_dim]}, head_dim + 2 floats each.
+    void (*attention_parts)(const Attention&, const AttentionParts&, float* out, void* scratch);
     size_t (*attention_scratch)(const Heads&, const CacheLayer&);
     // Puts the parts of one row and query head together, in the order of the stretches, and divides.
     void (*attention_join)(const float* const* parts, int64_t count, int32_t head_dim, float* out);

@@ -77,8 +77,9 @@ struct Pool::Crew {
     void work(int index) {
         name_thread(index);
         const StandardFloats mode;
+        Ahead nothing;
         for (uint64_t turn = 1;; ++turn) {
-            dispatched.wait(turn, patience);
+            dispatched.wait(turn, patience, nothing);
             if (stopping) return;
             task(context, index);
             arrive();
@@ -94,7 +95,8 @@ struct Pool::Crew {
         dispatched.add();
         dispatched.release();
         task(context, 0);
-        barrier();
+        Ahead nothing;
+        barrier(nothing);
         return true;
     }
 
@@ -106,7 +108,7 @@ struct Pool::Crew {
         return full;
     }
 
-    void barrier() { arrived.wait(arrive(), patience); }
+    void barrier(Ahead& ahead) { arrived.wait(arrive(), patience, ahead); }
 
     void stop() {
         const std::lock_guard<std::mutex> lock(running);
@@ -148,7 +150,7 @@ bool Pool::run(Task task, void* context) {
     return own != nullptr && own->run(task, context);
 }
 
-void Pool::barrier() { crew_.load(std::memory_order_relaxed)->barrier(); }
+void Pool::barrier(Ahead& ahead) { crew_.load(std::memory_order_relaxed)->barrier(ahead); }
 
 void Pool::close() {
     closed_ = true;

@@ -5,6 +5,8 @@
 #pragma once
 #include <atomic>
 
+#include "gate.h"
+
 namespace corral {
 
 class Pool {
@@ -26,8 +28,12 @@ public:
     // forked the first call starts new threads. False, and nothing done, if the pool is closed or has no threads.
     [[nodiscard]] bool run(Task task, void* context);
 
-    // In a task, by every thread: nobody goes on before all are here.
-    void barrier();
+    // In a task, by every thread: nobody goes on before all are here. Who waits asks for memory `ahead` meanwhile.
+    void barrier(Ahead& ahead);
+    void barrier() {
+        Ahead nothing;
+        barrier(nothing);
+    }
 
     // Waits for runs under way, then ends the threads; later runs are refused.
     void close();

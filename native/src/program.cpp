@@ -20,9 +20,12 @@ Program::Program(const ProgramSpec& spec, const Kernels& kernels)
 }
 
 bool Program::run(Pool& pool, const Batch& batch, float* out) {
+    Buffer& result = buffers_[result_];
+    const bool in_place = result.padded == result.columns;
+    if (in_place) result.lend(out);
     Step step(*this, pool, batch);
     if (!step.run()) return false;
-    Buffer& result = buffers_[result_];
+    if (in_place) return true;
     for (int64_t row = 0; row < step.rows(result_); ++row)
         std::copy_n(result.row(row), result.columns, out + row * result.columns);
     return true;
@@ -34,7 +37,7 @@ Buffer::Buffer(const BufferSpec& spec)
 void Buffer::reserve(int64_t rows) {
     if (rows <= rows_) return;
     rows_ = rows;
-    f32.resize(rows * padded);
+    if (lent_ == nullptr) f32.resize(rows * padded);
     if (forms & kBfloat16) bf16.resize(rows * padded);
     for (int size : {16, 32}) {
         if (!(forms & (size == 16 ? kCodes16 : kCodes32))) continue;
@@ -49,7 +52,7 @@ Activations Buffer::activations(int group) {
     Codes8& own = codes[group == 32];
     const bool coded = !own.codes.empty();
     return {padded,
-            f32.data(),
+            row(0),
             bf16.empty() ? nullptr : bf16.data(),
             coded ? own.codes.data() : nullptr,
             coded ? own.scales.data() : nullptr,

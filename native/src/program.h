@@ -83,7 +83,9 @@ public:
     explicit Buffer(const BufferSpec& spec);
 
     void reserve(int64_t rows);
-    float* row(int64_t index) { return f32.data() + index * padded; }
+    float* row(int64_t index) { return (lent_ == nullptr ? f32.data() : lent_) + index * padded; }
+    // From now on rows are kept there, in memory of the caller's.
+    void lend(float* rows) { lent_ = rows; }
     // The forms with codes in groups of 16 or 32 columns.
     Activations activations(int group);
 
@@ -98,6 +100,7 @@ private:
         std::vector<int32_t> sums;
     };
     int64_t rows_ = 0;
+    float* lent_ = nullptr;
     std::vector<float> f32;
     std::vector<uint16_t> bf16;
     Codes8 codes[2];  // in groups of 16 and of 32

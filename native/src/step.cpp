@@ -10,7 +10,10 @@ namespace corral {
 namespace {
 
 constexpr int64_t kRowTile = 32;      // rows of an attention unit: they share the keys that are loaded
+constexpr int64_t kTurns = 4;         // of a thread, where threads share the stretches of few units
+constexpr int64_t kStretchesInTurn = 8;
 constexpr int64_t kFewRows = 8;       // up to here a matrix product is bound by reading the weights
+constexpr int64_t kAheadBytes = 256 << 10;  // of weights that are asked for early: a part of the second cache
 constexpr int64_t kPanelBlocks = 12;  // of a larger product: a share of work
 constexpr int64_t kPanelRows = 256;
 
@@ -53,11 +56,29 @@ bool Step::run() {
 void Step::work(int thread) {
     uint8_t* scratch = program_.scratch_[thread].data();
     scratch += -reinterpret_cast<uintptr_t>(scratch) % 64;
+    Ahead ahead;
     for (size_t i = 0; i < phases_.size(); ++i) {
-        Share share{&next_[i], scratch};
+        Share share{thread, &next_[i], scratch};
         (this->*phases_[i].phase)(*phases_[i].op, share);
-        pool_.barrier();
+        if (i == 0 || phases_[i].phase == &Step::matmul) ahead = weights_after(i, thread);
+        pool_.barrier(ahead);
     }
+}
+
+// The first of the weights that a thread reads when a matrix product comes next that is bound by that.
+Ahead Step::weights_after(size_t phase, int thread) const {
+    while (++phase < phases_.size() && phases_[phase].phase != &Step::matmul) {}
+    if (phase == phases_.size() || rows(phases_[phase].op->in) > kFewRows) return {};
+    const Matrix& matrix = program_.matrices_[phases_[phase].op->matrix];
+    const auto [begin, end] = own_blocks(matrix, thread);
+    const uint8_t* first = matrix.data + std::min<int64_t>(matrix.scales_at, 0);
+    return {first + begin * matrix.block_bytes, first + std::min(end * matrix.block_bytes, begin * matrix.block_bytes + kAheadBytes)};
+}
+
+// A thread's blocks of a product of few rows: one piece, for a stream that is read from end to end is what memory is fast at.
+std::pair<int64_t, int64_t> Step::own_blocks(const Matrix& matrix, int thread) const {
+    const int64_t blocks = matrix.blocks(), each = divide_up(blocks, threads_);
+    return {std::min(blocks, thread * each), std::min(blocks, (thread + 1) * each)};
 }
 
 // Takes chunks of [0, count) until none is left.
@@ -230,17 +251,13 @@ void Step::matmul(const Op& op, Share& share) {
 }
 
 void Step::multiply(const Matmul& call, int64_t rows, Share& share) {
-    const int64_t blocks = call.matrix->blocks();
     if (rows <= kFewRows) {
-        // One piece for each thread: a stream that is read from end to end is what memory is fast at.
-        const int64_t chunk = divide_up(blocks, threads_);
-        each(share, rows == 0 ? 0 : blocks, chunk, [&](int64_t begin, int64_t end) {
-            kernels_.matmul(call, 0, rows, begin, end, share.scratch);
-        });
+        const auto [begin, end] = own_blocks(*call.matrix, share.thread);
+        if (rows > 0 && begin < end) kernels_.matmul(call, 0, rows, begin, end, share.scratch);
         return;
     }
     const int64_t bands = divide_up(rows, kPanelRows);
-    const int64_t panels = divide_up(blocks, kPanelBlocks);
+    const int64_t blocks = call.matrix->blocks(), panels = divide_up(blocks, kPanelBlocks);
     each(share, bands * panels, 1, [&](int64_t item, int64_t) {
         const int64_t row = item % bands * kPanelRows, block = item / bands * kPanelBlocks;
         kernels_.matmul(call, row, std::min(rows, row + kPanelRows), block, std::min(blocks, block + kPanelBlocks),
@@ -277,29 +294,38 @@ Attention Step::attention(const Op& op) {
 
 void Step::attend(const Op& op, Share& share) {
     if (!stretches_.empty()) {
-        each(share, stretches_.size(), 1, [&](int64_t item, int64_t) {
-            const auto [unit, stretch] = stretches_[item];
-            attend_stretches(op, units_[unit], stretch, stretch + 1, units_[unit].parts, share.scratch);
+        const int64_t count = stretches_.size();
+        each(share, count, std::clamp(count / (kTurns * threads_), int64_t{1}, kStretchesInTurn), [&](int64_t begin, int64_t end) {
+            while (begin < end) {
+                const auto [unit, stretch] = stretches_[begin];
+                const int64_t stretches = std::min(end - begin, units_[unit].stretches - stretch);
+                attend_stretches(op, units_[unit], stretch, stretch + stretches, nullptr, units_[unit].parts, share.scratch);
+                begin += stretches;
+            }
         });
         return;
     }
     const size_t own = divide_up(kernels_.attention_scratch(program_.heads_, program_.layers_[op.layer]), 64) * 64;
     float* parts = reinterpret_cast<float*>(share.scratch + own);
-    each(share, units_.size(), 1, [&](int64_t item, int64_t) {
-        const AttentionUnit& unit = units_[units_.size() - 1 - item];  // the longest come last in a prompt: first here
-        attend_stretches(op, unit, 0, unit.stretches, parts, share.scratch);
-        join_rows(op, unit, parts);
+    each(share, units_.size(), program_.heads_.kv_heads, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t last = units_.size() - 1;  // the longest come last in a prompt: first here
+            const AttentionUnit& unit = units_[last - item];
+            attend_stretches(op, unit, 0, unit.stretches, item + 1 < end ? &units_[last - item - 1] : nullptr, parts, share.scratch);
+            join_rows(op, unit, parts);
+        }
     });
 }
 
-void Step::attend_stretches(const Op& op, const AttentionUnit& unit, int64_t begin, int64_t end, float* parts,
-                            uint8_t* scratch) {
+void Step::attend_stretches(const Op& op, const AttentionUnit& unit, int64_t begin, int64_t end, const AttentionUnit* next,
+                            float* parts, uint8_t* scratch) {
     const Heads& heads = program_.heads_;
     const int64_t floats = unit.count * (heads.q_heads / heads.kv_heads) * (heads.head_dim + 2);
-    const Attention call = attention(op);
-    for (int64_t stretch = begin; stretch < end; ++stretch)
-        kernels_.attention_part(call, {unit.span, unit.first, unit.count, unit.kv_head, stretch}, parts + stretch * floats,
-                                scratch);
+    AttentionParts after{};
+    if (next != nullptr) after = {next->span, next->first, next->count, next->kv_head, 0, next->stretches, nullptr};
+    kernels_.attention_parts(
+        attention(op), {unit.span, unit.first, unit.count, unit.kv_head, begin, end, next == nullptr ? nullptr : &after},
+        parts + begin * floats, scratch);
 }
 
 void Step::join_rows(const Op& op, const AttentionUnit& unit, const float* parts) {

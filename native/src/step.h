@@ -26,6 +26,7 @@ public:
 
 private:
     struct Share {           // of one thread in one phase
+        int thread;
         std::atomic<int64_t>* next;
         uint8_t* scratch;
     };
@@ -35,6 +36,8 @@ private:
     void plan_attention();
     void reserve_scratch();
     void work(int thread);
+    Ahead weights_after(size_t phase, int thread) const;
+    std::pair<int64_t, int64_t> own_blocks(const Matrix& matrix, int thread) const;
     template <typename Body> void each(Share& share, int64_t count, int64_t chunk, Body body);
 
     void rotation(const Op&, Share&);
@@ -53,7 +56,8 @@ private:
     float* floats(Buffer& buffer, int64_t row, Share& share) const;
     void forms(Buffer& buffer, int64_t row, float* x);
     void multiply(const Matmul& call, int64_t rows, Share& share);
-    void attend_stretches(const Op&, const AttentionUnit&, int64_t begin, int64_t end, float* parts, uint8_t* scratch);
+    void attend_stretches(const Op&, const AttentionUnit&, int64_t begin, int64_t end, const AttentionUnit* next,
+                          float* parts, uint8_t* scratch);
     void join_rows(const Op&, const AttentionUnit&, const float* parts);
     Attention attention(const Op&);
     std::pair<int64_t, int64_t> lora_rows(const Op&, int64_t span) const;

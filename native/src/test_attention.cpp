@@ -19,7 +19,7 @@ void* aligned(std::vector<uint8_t>& memory, size_t bytes) {
 
 extern "C" {
 
-// One layer's cache and one sequence's queries; `part_rows` rows of them go through `attention_part` at a time.
+// One layer's cache and one sequence's queries; `part_rows` rows of them go through `attention_parts` at a time.
 struct corral_test_attention_call {
     int32_t q_heads, kv_heads, head_dim;
     float scale;
@@ -51,9 +51,7 @@ CORRAL_API void corral_test_attention(const corral_kernels* handle, const corral
         for (int64_t first = 0; first < call->rows; first += call->part_rows) {
             const int64_t count = call->rows - first < call->part_rows ? call->rows - first : call->part_rows;
             const int64_t seen = (call->start + first + count - 1) / kStretch + 1;
-            for (int64_t stretch = 0; stretch < seen; ++stretch)
-                kernels.attention_part(attention, {&span, first, count, head, stretch},
-                                       parts.data() + stretch * count * group * width, scratch);
+            kernels.attention_parts(attention, {&span, first, count, head, 0, seen, nullptr}, parts.data(), scratch);
             for (int64_t i = 0; i < count * group; ++i) {
                 const int64_t row = first + i / group, used = (call->start + row) / kStretch + 1;
                 for (int64_t s = 0; s < used; ++s) own[s] = parts.data() + (s * count * group + i) * width;

@@ -17,6 +17,7 @@ from corral.kernels import library
 from corral.kernels.library import LibraryMissingError
 
 CACHE_TYPES = {"float32": 0, "bfloat16": 1, "int8": 2, "float16": 3}
+PAIRS = 4
 
 
 class _Call(ctypes.Structure):
@@ -50,6 +51,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     loaded.corral_pick.restype = c_void_p
     loaded.corral_pick.argtypes = (c_char_p, POINTER(c_char_p))
+    loaded.corral_kernels_read_pairs.argtypes = (c_void_p,)
     loaded.corral_isas.restype = c_char_p
     floats, counts = c_void_p, c_int64
     signatures = {
@@ -77,17 +79,27 @@ class Cache:
 
     Attributes:
         data: in the type that is stored; scales: bfloat16 [2, K, slots], int8 only.
+        pairs: the data lie in the order of CacheType::bf16_pairs.
     """
 
     data: Tensor
     scales: Tensor | None
     block_size: int
+    pairs: bool = False
 
     @staticmethod
     def zeros(kind: str, kv_heads: int, slots: int, head_dim: int, block_size: int) -> Cache:
         data = torch.zeros(2, kv_heads, slots, head_dim, dtype=getattr(torch, kind))
         scales = torch.zeros(2, kv_heads, slots, dtype=torch.bfloat16) if kind == "int8" else None
         return Cache(data, scales, block_size)
+
+    def in_pairs(self) -> Cache:
+        """The same bfloat16 keys and values in pairs."""
+        _, heads, slots, head_dim = self.data.shape
+        keys = self.data[0].view(heads, slots // 16, 16, head_dim // 2, 2).transpose(2, 3)
+        values = self.data[1].view(heads, slots // 2, 2, head_dim).transpose(2, 3)
+        data = torch.stack([part.reshape(heads, slots, head_dim) for part in (keys, values)])
+        return Cache(data, None, self.block_size, pairs=True)
 
     @property
     def kind(self) -> str:
@@ -108,6 +120,7 @@ class Kernels:
         self._c, self.isa = loaded, isa
         self._handle = loaded.corral_pick(isa.encode(), byref(c_char_p()))
         assert self._handle
+        self.reads_pairs = bool(loaded.corral_kernels_read_pairs(self._handle))
 
     def attention(
         self,
@@ -162,7 +175,7 @@ class Kernels:
             kv_heads=kv_heads,
             head_dim=head_dim,
             scale=1 / math.sqrt(head_dim),
-            cache_type=CACHE_TYPES[cache.kind],
+            cache_type=PAIRS if cache.pairs else CACHE_TYPES[cache.kind],
             block_size=cache.block_size,
             slots=slots,
             data=cache.data.data_ptr(),

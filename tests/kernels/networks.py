@@ -26,7 +26,7 @@ ODD = replace(
     attention_bias=True,
     mlp_bias=True,
 )
-MODEL = replace(SMALL, max_position_embeddings=2048)
+MODEL = replace(SMALL, hidden_size=128, head_dim=32, max_position_embeddings=2048)
 TIED = replace(MODEL, tie_word_embeddings=True)
 
 

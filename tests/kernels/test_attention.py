@@ -137,6 +137,49 @@ def test_a_row_is_the_same_bits_in_any_part(
         assert torch.equal(alone[0], whole[row])
 
 
+pair_shapes = {name: strategy for name, strategy in shapes.items() if name != "kind"}
+pair_shapes |= {"head_dim": st.sampled_from([32, 64, 128, 160]), "block_size": st.sampled_from([16, 32, 48])}
+
+
+@settings(max_examples=40)
+@given(**pair_shapes)
+def test_a_row_is_the_same_bits_from_pairs(
+    isa: str,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    block_size: int,
+    start: int,
+    rows: int,
+    part_rows: int,
+    seed: int,
+) -> None:
+    kernels = Kernels(isa)
+    if not kernels.reads_pairs:
+        return
+    torch.manual_seed(seed)
+    cache, blocks = random_cache("bfloat16", kv_heads, head_dim, block_size, start + rows)
+    q = torch.randn(rows, kv_heads * group, head_dim)
+    from_rows = kernels.attention(cache, blocks, q, start, part_rows)
+    assert torch.equal(kernels.attention(cache.in_pairs(), blocks, q, start, part_rows), from_rows)
+
+
+def test_what_is_stored_in_pairs_is_what_is_stored_in_rows(isa: str) -> None:
+    kernels = Kernels(isa)
+    if not kernels.reads_pairs:
+        return
+    torch.manual_seed(0)
+    in_rows = Cache.zeros("bfloat16", 3, 96, 64, 32)
+    in_pairs = Cache.zeros("bfloat16", 3, 96, 64, 32).in_pairs()
+    k, v = torch.randn(2, 50, 3, 64).unbind()
+    k[7, 1, 5], v[20, 2, 9] = math.nan, math.inf
+    slots = torch.randperm(96)[:50]
+    for cache in (in_rows, in_pairs):
+        kernels.store(cache, slots, k, v)
+    expected_bits = in_rows.in_pairs().data.view(torch.int16)
+    assert torch.equal(in_pairs.data.view(torch.int16), expected_bits)
+
+
 @kinds
 def test_a_row_is_the_same_bits_in_any_blocks(isa: str, kind: str) -> None:
     torch.manual_seed(0)

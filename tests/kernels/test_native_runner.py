@@ -31,7 +31,7 @@ from tests.kernels.networks import MODEL, ODD, TIED, library, packed, quantized_
 from tests.peft_adapters import write_adapter
 from tests.random_models import random_model
 
-BLOCKS, BLOCK_SIZE = 200, 8
+BLOCKS, BLOCK_SIZE = 200, 16
 CPU = torch.device("cpu")
 
 

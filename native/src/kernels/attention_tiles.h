@@ -14,6 +14,7 @@
 namespace corral::CORRAL_NAMESPACE {
 
 constexpr int kTile = 64;  // positions of a tile; they begin at multiples of it
+constexpr int kGroups = kTile / kLanes;
 
 struct FloatWords {
     static constexpr int kPerWord = 1;
@@ -52,32 +53,37 @@ struct Bf16Words {
 };
 #endif
 
-// c[rows][16 columns] (+)= a[rows][steps] * b[steps][16 columns]; columns counts vectors, strides count words.
+// c[rows][columns] (+)= a[rows][steps] * b[steps][columns]; columns are vectors of 16 words, distances count words.
 struct Product {
     const uint32_t* a;
     int64_t a_stride;
     const uint32_t* b;
-    int64_t b_stride;
+    int64_t b_stride, b_column;  // from one step to the next, and from one column
     float* c;
     int64_t c_stride;
     int64_t steps;
     bool add;
+    const uint32_t* ahead;   // memory that is asked for meanwhile, or null: so many words at each step, for the first rows
+    int64_t ahead_step;
 };
 
 template <typename Words, int rows, int columns>
 inline void multiply_tile(const Product& p, int64_t row, int64_t column) {
     const uint32_t* a = p.a + row * p.a_stride;
-    const uint32_t* b = p.b + column * kLanes;
+    const uint32_t* b = p.b + column * p.b_column;
     float* c = p.c + row * p.c_stride + column * kLanes;
     F32 sums[rows][columns];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < columns; ++j) sums[i][j] = p.add ? F32::load(c + i * p.c_stride + j * kLanes) : F32::zero();
+    const uint32_t* ahead = row == 0 ? p.ahead : nullptr;
     for (int64_t step = 0; step < p.steps; ++step) {
+        if (ahead)
+            for (int j = 0; j < columns; ++j) __builtin_prefetch(ahead + step * p.ahead_step + (column + j) * kLanes, 0, 2);
         Words right[columns];
 #pragma GCC unroll 8
-        for (int j = 0; j < columns; ++j) right[j] = Words::load(b + step * p.b_stride + j * kLanes);
+        for (int j = 0; j < columns; ++j) right[j] = Words::load(b + step * p.b_stride + j * p.b_column);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; ++i) {
             const Words left = Words::broadcast(a + i * p.a_stride + step);

@@ -87,6 +87,21 @@ inline void store_codes(const float* x, int64_t count, int8_t* codes, uint16_t* 
     });
 }
 
+// One token among its neighbours of CacheType::bf16_pairs. Other threads may write those at the same time.
+inline void store_pairs(const CacheLayer& cache, const Heads& heads, int64_t head, int64_t slot, const float* k, const float* v) {
+    const int64_t head_dim = heads.head_dim, all = cache.slots * head_dim;
+    uint16_t* keys = reinterpret_cast<uint16_t*>(cache.data) + head * all;
+    uint16_t* values = keys + heads.kv_heads * all + slot / 2 * 2 * head_dim + slot % 2;
+    keys += slot / kLanes * kLanes * head_dim + slot % kLanes * 2;
+    for (int64_t first = 0; first < head_dim; first += kLanes) {
+        uint16_t key[kLanes], value[kLanes];
+        F32::load(k + first).store_bf16(key);
+        F32::load(v + first).store_bf16(value);
+        for (int i = 0; i < kLanes; i += 2, keys += 2 * kLanes) std::memcpy(keys, key + i, 2 * sizeof(uint16_t));
+        for (int i = 0; i < kLanes; ++i, values += 2) *values = value[i];
+    }
+}
+
 inline void store_row(const CacheLayer& cache, int64_t row, int64_t head_dim, const float* x) {
     uint16_t* halves = reinterpret_cast<uint16_t*>(cache.data) + row * head_dim;
     switch (cache.type) {
@@ -102,13 +117,18 @@ inline void store_row(const CacheLayer& cache, int64_t row, int64_t head_dim, co
         case CacheType::int8:
             store_codes(x, head_dim, reinterpret_cast<int8_t*>(cache.data) + row * head_dim, cache.scales + row);
             break;
+        case CacheType::bf16_pairs: break;  // has no rows
     }
 }
 
 inline void store(const CacheLayer& cache, const Heads& heads, int64_t slot, const float* k, const float* v) {
-    for (int64_t head = 0; head < heads.kv_heads; ++head) {
-        store_row(cache, head * cache.slots + slot, heads.head_dim, k + head * heads.head_dim);
-        store_row(cache, (heads.kv_heads + head) * cache.slots + slot, heads.head_dim, v + head * heads.head_dim);
+    for (int64_t head = 0; head < heads.kv_heads; ++head, k += heads.head_dim, v += heads.head_dim) {
+        if (cache.type == CacheType::bf16_pairs) {
+            store_pairs(cache, heads, head, slot, k, v);
+            continue;
+        }
+        store_row(cache, head * cache.slots + slot, heads.head_dim, k);
+        store_row(cache, (heads.kv_heads + head) * cache.slots + slot, heads.head_dim, v);
     }
 }
 

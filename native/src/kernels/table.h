@@ -14,6 +14,7 @@ namespace CORRAL_NAMESPACE {
 constexpr Kernels table(const char* name) {
     return {
         name,
+        kReadsPairs,
         matmul,
         matmul_scratch,
         quantize,
@@ -21,7 +22,7 @@ constexpr Kernels table(const char* name) {
         swiglu,
         rotate,
         store,
-        attention_part,
+        attention_parts,
         attention_scratch,
         attention_join,
         argmax,

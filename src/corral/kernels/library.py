@@ -16,13 +16,14 @@ from corral.errors import CorralError
 
 logger = logging.getLogger(__name__)
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = "libcorral_native.dylib" if sys.platform == "darwin" else "libcorral_native.so"
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "corral_isas": (c_char_p, ()),
     "corral_pick": (c_void_p, (c_char_p, POINTER(c_char_p))),
     "corral_kernels_name": (c_char_p, (c_void_p,)),
+    "corral_kernels_read_pairs": (c_int32, (c_void_p,)),
     "corral_cores": (c_int32, ()),
     "corral_pool_open": (c_void_p, (c_int32,)),
     "corral_pool_threads": (c_int32, (c_void_p,)),
@@ -63,6 +64,8 @@ class Library:
         if not self._kernels:
             raise KernelError((error.value or b"").decode())
         self.isa: str = self._c.corral_kernels_name(self._kernels).decode()
+        self.reads_pairs = bool(self._c.corral_kernels_read_pairs(self._kernels))
+        """Whether caches of bfloat16 may lie in pairs: `CacheType::bf16_pairs` in native/src/kernels.h."""
         self.supported_isas: tuple[str, ...] = tuple(self._c.corral_isas().decode().split())
         """The instruction sets that this machine runs, best first."""
         self.cores: int = self._c.corral_cores()

@@ -24,6 +24,7 @@ from corral.kernels.program import Spans
 from corral.kernels.structures import SPAN
 
 _CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}
+_PAIRS = 4  # bfloat16 in the order in which the kernels multiply it
 _NO_BLOCKS = np.zeros(0, np.int32)
 
 
@@ -34,9 +35,15 @@ class NativeRunner:
         self, model: PackedLlama, storage: KVStorage, adapters: AdapterSet, pool: Pool, *, exact: bool = False
     ) -> None:
         self._storage, self._adapters, self._pool = storage, adapters, pool
+        in_pairs = (
+            model.library.reads_pairs
+            and storage.kv_dtype == "bfloat16"
+            and storage.block_size % 16 == 0
+            and storage.head_dim % 32 == 0
+        )
         layers = [
             c.CacheLayer(
-                type=_CACHE_TYPES[data.dtype],
+                type=_PAIRS if in_pairs else _CACHE_TYPES[data.dtype],
                 data=data.data_ptr(),
                 scales=None if scales is None else scales.data_ptr(),
                 slots=storage.num_blocks * storage.block_size,
