@@ -47,8 +47,17 @@ CORRAL_API void corral_pool_free(corral_pool* pool);
 typedef struct corral_program corral_program;
 CORRAL_API corral_program* corral_program_create(const void* spec, const corral_kernels* kernels);
 enum { CORRAL_DONE = 0, CORRAL_CLOSED = 1, CORRAL_OUT_OF_MEMORY = 2 };
-/* Runs one step and writes its result. One call at a time for a program. */
-CORRAL_API int32_t corral_program_run(corral_program* program, corral_pool* pool, const void* batch, float* out);
+/* A step of a program: `out` takes the rows of its result, `best` and `best_ids` the largest number of each row and its first
+ * place, NaN being the largest; or both are null. */
+typedef struct {
+    corral_program* program;
+    const void* batch;
+    float* out;
+    float* best;
+    int64_t* best_ids;
+} corral_step;
+/* Runs steps one after the other: the input of one may be what another has put out. One call at a time for a program. */
+CORRAL_API int32_t corral_run_steps(const corral_step* steps, int32_t count, corral_pool* pool);
 CORRAL_API void corral_program_free(corral_program* program);
 
 #ifdef __cplusplus

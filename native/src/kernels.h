@@ -72,7 +72,6 @@ struct AttentionParts {
 
 struct Kernels {
     const char* name;
-    bool reads_pairs;        // caches may be CacheType::bf16_pairs
 
     // Any rows [row_begin, row_end) against any blocks [block_begin, block_end). `scratch` is this thread's own.
     void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t block_begin, int64_t block_end, void* scratch);
@@ -100,6 +99,8 @@ struct Kernels {
 
     // values[0] = the largest x, *index its first place.
     void (*argmax)(const float* x, int64_t count, float* value, int64_t* index);
+
+    bool reads_pairs;        // caches may be CacheType::bf16_pairs
 };
 
 }  // namespace corral

@@ -19,15 +19,14 @@ Program::Program(const ProgramSpec& spec, const Kernels& kernels)
     for (int i = 0; i < spec.num_buffers; ++i) buffers_.emplace_back(spec.buffers[i]);
 }
 
-bool Program::run(Pool& pool, const Batch& batch, float* out) {
+bool Program::run(Pool& pool, const Batch& batch, const Result& to) {
     Buffer& result = buffers_[result_];
     const bool in_place = result.padded == result.columns;
-    if (in_place) result.lend(out);
-    Step step(*this, pool, batch);
+    if (in_place) result.lend(to.rows);
+    Step step(*this, pool, batch, to);
     if (!step.run()) return false;
-    if (in_place) return true;
-    for (int64_t row = 0; row < step.rows(result_); ++row)
-        std::copy_n(result.row(row), result.columns, out + row * result.columns);
+    for (int64_t row = 0; !in_place && row < step.rows(result_); ++row)
+        std::copy_n(result.row(row), result.columns, to.rows + row * result.columns);
     return true;
 }
 

@@ -77,6 +77,13 @@ struct Batch {
     int64_t num_wanted;
 };
 
+// Where a run writes: the rows of the result; and of each, unless null, the largest number and its first place.
+struct Result {
+    float* rows;
+    float* best;
+    int64_t* best_ids;
+};
+
 // Rows of activations, in the forms that are wanted of them.
 class Buffer {
 public:
@@ -110,8 +117,8 @@ class Program {
 public:
     Program(const ProgramSpec& spec, const Kernels& kernels);
 
-    // Writes the result's rows [rows or wanted, columns] to `out`. One run at a time. False if the pool is closed.
-    bool run(Pool& pool, const Batch& batch, float* out);
+    // Writes the result's rows [rows or wanted, columns]. One run at a time. False if the pool is closed.
+    bool run(Pool& pool, const Batch& batch, const Result& to);
 
 private:
     friend class Step;

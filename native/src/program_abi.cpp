@@ -19,11 +19,14 @@ corral_program* corral_program_create(const void* spec, const corral_kernels* ke
     }
 }
 
-int32_t corral_program_run(corral_program* program, corral_pool* pool, const void* batch, float* out) {
+int32_t corral_run_steps(const corral_step* steps, int32_t count, corral_pool* pool) {
     try {
-        const bool done = reinterpret_cast<Program*>(program)->run(*reinterpret_cast<Pool*>(pool),
-                                                                   *static_cast<const Batch*>(batch), out);
-        return done ? CORRAL_DONE : CORRAL_CLOSED;
+        for (const corral_step* step = steps; step < steps + count; ++step) {
+            Program& program = *reinterpret_cast<Program*>(step->program);
+            const corral::Result result{step->out, step->best, step->best_ids};
+            if (!program.run(*reinterpret_cast<Pool*>(pool), *static_cast<const Batch*>(step->batch), result)) return CORRAL_CLOSED;
+        }
+        return CORRAL_DONE;
     } catch (...) {
         return CORRAL_OUT_OF_MEMORY;
     }

@@ -16,13 +16,14 @@ constexpr int64_t kFewRows = 8;       // up to here a matrix product is bound by
 constexpr int64_t kAheadBytes = 256 << 10;  // of weights that are asked for early: a part of the second cache
 constexpr int64_t kPanelBlocks = 12;  // of a larger product: a share of work
 constexpr int64_t kPanelRows = 256;
+constexpr int64_t kBestPiece = 8192;  // columns
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Step::Step(Program& program, Pool& pool, const Batch& batch)
-    : program_(program), pool_(pool), batch_(batch), kernels_(program.kernels_), threads_(pool.threads()) {
+Step::Step(Program& program, Pool& pool, const Batch& batch, const Result& to)
+    : program_(program), pool_(pool), batch_(batch), to_(to), kernels_(program.kernels_), threads_(pool.threads()) {
     static constexpr struct {
         OpKind kind;
         Phase first, second;
@@ -33,11 +34,11 @@ Step::Step(Program& program, Pool& pool, const Batch& batch)
         {OpKind::select, &Step::select, nullptr},   {OpKind::lora, &Step::lora_down, &Step::lora_up},
         {OpKind::input, &Step::input, nullptr},
     };
-    static const Op kRotation{};
+    static const Op kNoOp{};
     plan_rows();
     if (!program_.layers_.empty()) {
         plan_attention();
-        phases_.push_back({&Step::rotation, &kRotation});
+        phases_.push_back({&Step::rotation, &kNoOp});
     }
     for (const Op& op : program_.ops_) {
         if (op.kind == OpKind::lora && batch_.adapters == nullptr) continue;
@@ -45,12 +46,15 @@ Step::Step(Program& program, Pool& pool, const Batch& batch)
         phases_.push_back({phases.first, &op});
         if (phases.second != nullptr) phases_.push_back({phases.second, &op});
     }
+    if (to_.best != nullptr) phases_.push_back({&Step::best, &kNoOp});
     next_ = std::vector<std::atomic<int64_t>>(phases_.size());
     reserve_scratch();
 }
 
 bool Step::run() {
-    return pool_.run([](void* step, int thread) { static_cast<Step*>(step)->work(thread); }, this);
+    if (!pool_.run([](void* step, int thread) { static_cast<Step*>(step)->work(thread); }, this)) return false;
+    if (to_.best != nullptr) join_best();
+    return true;
 }
 
 void Step::work(int thread) {
@@ -151,6 +155,8 @@ void Step::reserve_scratch() {
                 if (site == nullptr) continue;
                 bytes = std::max({bytes, kernels_.matmul_scratch(*site->down), kernels_.matmul_scratch(*site->up)});
             }
+    if (to_.best != nullptr)
+        best_.resize(rows(program_.result_) * divide_up(program_.buffers_[program_.result_].columns, kBestPiece));
     for (const Buffer& buffer : program_.buffers_) bytes = std::max(bytes, buffer.padded * sizeof(float));
     program_.scratch_.resize(threads_);
     for (auto& scratch : program_.scratch_)
@@ -208,6 +214,30 @@ void Step::input(const Op& op, Share& share) {
             forms(out, row, x);
         }
     });
+}
+
+// The largest numbers of the result, piece by piece: one long row is shared, too.
+void Step::best(const Op&, Share& share) {
+    Buffer& result = program_.buffers_[program_.result_];
+    const int64_t pieces = divide_up(result.columns, kBestPiece);
+    each(share, rows(program_.result_) * pieces, 1, [&](int64_t item, int64_t) {
+        const int64_t first = item % pieces * kBestPiece;
+        auto& [value, id] = best_[item];
+        kernels_.argmax(result.row(item / pieces) + first, std::min(kBestPiece, result.columns - first), &value, &id);
+        id += first;
+    });
+}
+
+void Step::join_best() {
+    const int64_t pieces = divide_up(program_.buffers_[program_.result_].columns, kBestPiece);
+    for (int64_t row = 0; row < rows(program_.result_); ++row) {
+        std::pair<float, int64_t> best = best_[row * pieces];
+        for (int64_t i = 1; i < pieces && !std::isnan(best.first); ++i) {
+            const auto& other = best_[row * pieces + i];
+            if (!(other.first <= best.first)) best = other;
+        }
+        to_.best[row] = best.first, to_.best_ids[row] = best.second;
+    }
 }
 
 void Step::norm(const Op& op, Share& share) {

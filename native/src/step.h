@@ -18,7 +18,7 @@ struct AttentionUnit {
 
 class Step {
 public:
-    Step(Program& program, Pool& pool, const Batch& batch);
+    Step(Program& program, Pool& pool, const Batch& batch, const Result& to);
 
     // False if the pool is closed.
     bool run();
@@ -52,6 +52,8 @@ private:
     void lora_down(const Op&, Share&);
     void lora_up(const Op&, Share&);
     void input(const Op&, Share&);
+    void best(const Op&, Share&);
+    void join_best();
 
     float* floats(Buffer& buffer, int64_t row, Share& share) const;
     void forms(Buffer& buffer, int64_t row, float* x);
@@ -66,12 +68,14 @@ private:
     Program& program_;
     Pool& pool_;
     const Batch& batch_;
+    const Result& to_;
     const Kernels& kernels_;
     int threads_;
     std::vector<bool> selected_;             // buffers with a row for each wanted row only
     std::vector<AttentionUnit> units_;
     std::vector<std::pair<int32_t, int32_t>> stretches_;  // (unit, stretch) where threads share the stretches, else empty
     int64_t part_floats_ = 0;                // the most that a unit's parts take
+    std::vector<std::pair<float, int64_t>> best_;  // [rows of the result][pieces]
     int64_t rank_ = 0;                       // the largest of the step's adapters
     struct Phased {
         Phase phase;

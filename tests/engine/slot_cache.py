@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from corral.engine.run.runner import Runner
 
-class SlotCache:
+
+class SlotCache(Runner):
     """What the cache part of a `Runner` does, with one number for each token in place of its vectors."""
 
     def __init__(self, block_size: int) -> None:

@@ -22,8 +22,7 @@ from corral.engine.run.runner import Runner, TorchRunner
 from corral.engine.sampling.params import SamplingParams
 from corral.kernels.library import KernelError, Pool
 from corral.kernels.packed_llama import PackedLlama
-from corral.kernels.program import Spans
-from corral.kernels.structures import SPAN
+from corral.kernels.program import run as run_steps
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from tests.engine.engines import run, running_engine
@@ -161,8 +160,7 @@ def test_closed_threads_refuse_in_words() -> None:
     pool = Pool(library(), 2)
     program = packed(MODEL).head_program()
     rows = np.zeros((1, MODEL.hidden_size), np.float32)
-    spans = Spans(np.zeros(0, SPAN), np.zeros(0, np.int32))
-    assert program.run_rows(pool, rows, spans, None).shape == (1, MODEL.vocab_size)
+    run_steps(pool, program.step_of_rows(rows))
     pool.close()
     with pytest.raises(KernelError, match="closed"):
-        program.run_rows(pool, rows, spans, None)
+        run_steps(pool, program.step_of_rows(rows))

@@ -14,7 +14,6 @@ namespace CORRAL_NAMESPACE {
 constexpr Kernels table(const char* name) {
     return {
         name,
-        kReadsPairs,
         matmul,
         matmul_scratch,
         quantize,
@@ -26,6 +25,7 @@ constexpr Kernels table(const char* name) {
         attention_scratch,
         attention_join,
         argmax,
+        kReadsPairs,
     };
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Row
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from torch import Tensor
 
@@ -78,6 +79,12 @@ class _Share:
         return range(first, first + count)
 
     @property
+    def samples_all(self) -> bool:
+        """Whether a token is sampled from each wanted hidden state, and that is all."""
+        cut_short = self.sequence.matcher is not None and len(self.drafts) > 0  # by the grammar
+        return self.sequence.owner.score is None and not self.sequence.forks_left and not cut_short
+
+    @property
     def span(self) -> Span:
         sequence = self.sequence
         start = sequence.num_computed
@@ -97,8 +104,14 @@ def compute(works: Row[Work], drafts: Row[list[int]], runner: Runner, executor: 
     for share in shares:
         share.first_row = first_row
         first_row += len(share.wanted)
-    hidden = runner.run([share.span for share in shares])
+    spans = [share.span for share in shares]
     outcomes = [Outcome(share.work) for share in shares]
+    if all(share.samples_all for share in shares) and first_row > 0:
+        scores = runner.next_logits(spans)
+        rows = [_sampler_rows(share, masks) for share in shares]
+        _hand_out(shares, outcomes, rows, sample_rows(scores.logits, list(chain(*rows)), scores.best))
+        return outcomes
+    hidden = runner.run(spans)
     for share, outcome in zip(shares, outcomes, strict=True):
         _score(share, outcome, hidden, runner)
     _sample(shares, outcomes, hidden, runner, masks)
@@ -132,35 +145,39 @@ def _sample(
     masks: dict[Sequence, Future[list[Tensor]]],
 ) -> None:
     """Chooses the next tokens of all sequences that have come to their end."""
+    rows = [_sampler_rows(share, masks) for share in shares]
     hidden_rows: list[int] = []
-    rows: list[SamplerRow] = []
     adapters: list[str | None] = []
-    numbers = []
-    for share in shares:
-        allowed = masks[share.sequence].result() if share.sequence in masks else None
-        mine = _sampler_rows(share, allowed) if share.samples else []
-        numbers.append(len(mine))
-        rows += mine
+    for share, mine in zip(shares, rows, strict=True):
         copies = 1 + share.sequence.forks_left
         positions = share.rows(share.work.count - 1, len(mine) // copies)
         hidden_rows += [row for row in positions for _ in range(copies)]
         adapters += [share.sequence.owner.request.adapter] * len(mine)
-    if not rows:
-        return
-    chosen = hidden if hidden_rows == list(range(len(hidden))) else hidden[hidden_rows]
-    sampled = iter(sample_rows(runner.logits(chosen, adapters), rows))
-    for share, outcome, number in zip(shares, outcomes, numbers, strict=True):
-        tokens = [next(sampled) for _ in range(number)]
+    if hidden_rows:
+        logits = runner.logits(hidden[hidden_rows], adapters)
+        _hand_out(shares, outcomes, rows, sample_rows(logits, list(chain(*rows))))
+
+
+def _hand_out(
+    shares: Row[_Share], outcomes: Row[Outcome], rows: Row[Row[SamplerRow]], sampled: Row[Sampled]
+) -> None:
+    """Gives each sequence what was sampled for its rows."""
+    rest = iter(sampled)
+    for share, outcome, mine in zip(shares, outcomes, rows, strict=True):
+        tokens = list(islice(rest, len(mine)))
         if share.sequence.forks_left:
             outcome.choices = [[token] for token in tokens]
         elif tokens:
-            outcome.num_drafts = number - 1
+            outcome.num_drafts = len(tokens) - 1
             outcome.choices = [accepted(tokens, share.drafts)]
 
 
-def _sampler_rows(share: _Share, allowed: list[Tensor] | None) -> list[SamplerRow]:
+def _sampler_rows(share: _Share, masks: dict[Sequence, Future[list[Tensor]]]) -> list[SamplerRow]:
     """A row for the next token and for each that follows a guess; or, before forks, one for each output."""
+    if not share.samples:
+        return []
     sequence = share.sequence
+    allowed = masks[sequence].result() if sequence in masks else None
     owner, params = sequence.owner, sequence.owner.request.params
     count = len(share.drafts) + 1 if allowed is None else len(allowed)
     return [

@@ -30,7 +30,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "corral_pool_close": (None, (c_void_p,)),
     "corral_pool_free": (None, (c_void_p,)),
     "corral_program_create": (c_void_p, (c_void_p, c_void_p)),
-    "corral_program_run": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p)),
+    "corral_run_steps": (c_int32, (c_void_p, c_int32, c_void_p)),
     "corral_program_free": (None, (c_void_p,)),
 }
 _DONE, _CLOSED = 0, 1
@@ -78,13 +78,13 @@ class Library:
             raise MemoryError("no memory for the buffers of a program")
         return handle
 
-    def run_program(self, program: int, pool: Pool, batch: ctypes.Structure, out: int) -> None:
-        """Runs a `structures.Batch` and writes the result to the address `out`. Other Python threads go on.
+    def run_steps(self, pool: Pool, steps: ctypes.Array[Any]) -> None:
+        """Runs `structures.Step`s, one after the other. Other Python threads go on.
 
         Raises:
             KernelError: the pool has been closed.
         """
-        status = self._c.corral_program_run(program, pool.handle, byref(batch), out)
+        status = self._c.corral_run_steps(steps, len(steps), pool.handle)
         if status == _CLOSED:
             raise KernelError("the threads of this engine have been closed")
         if status != _DONE:
@@ -122,17 +122,17 @@ class Pool:
     """
 
     def __init__(self, library: Library, threads: int | None = None) -> None:
-        self._library = library
+        self.library = library
         self.threads = threads or library.cores
         self.handle = library.open_pool(self.threads)
 
     def close(self) -> None:
         """Ends the threads, after a step that is under way. Later steps raise `KernelError`."""
-        self._library.close_pool(self.handle)
+        self.library.close_pool(self.handle)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
-            self._library.free_pool(self.handle)
+            self.library.free_pool(self.handle)
 
 
 @cache

@@ -29,6 +29,31 @@ class Spans:
 Sites = "ctypes.Array[c.AdapterSite]"
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready to run.
+
+    Attributes:
+        out: its result [rows, columns], once it has run.
+        best: where asked for, of each row the largest number and its first place; NaN is the largest.
+        alive: what `call` points to.
+    """
+
+    call: c.Step
+    out: NDArray[np.float32]
+    best: tuple[NDArray[np.float32], NDArray[np.int64]] | None
+    alive: object
+
+
+def run(pool: Pool, *steps: Step) -> None:
+    """Runs steps, of one program or several, one after the other. Other Python threads go on meanwhile.
+
+    Raises:
+        KernelError: the pool has been closed.
+    """
+    pool.library.run_steps(pool, (c.Step * len(steps))(*(step.call for step in steps)))
+
+
 class Program:
     """An operation list with its weights and buffers, ready to run.
 
@@ -81,21 +106,19 @@ class Program:
         )
         self._handle = library.create_program(spec)
 
-    def run_step(
+    def step(
         self,
-        pool: Pool,
         tokens: NDArray[np.int64],
         positions: NDArray[np.int64],
         spans: Spans,
         wanted: NDArray[np.int64],
         adapters: NDArray[np.uint64] | None,
-    ) -> NDArray[np.float32]:
+    ) -> Step:
         """Hidden states [wanted, hidden_size] of tokens [T] at positions [T].
 
         `wanted` are rows of the flat batch, ascending. `adapters` [spans] holds the address of each span's
         array of `AdapterSite`, or 0.
         """
-        out = np.empty((len(wanted), self._columns), np.float32)
         batch = c.Batch(
             rows=len(tokens),
             tokens=tokens.ctypes.data,
@@ -106,23 +129,31 @@ class Program:
             num_spans=len(spans.array),
             num_wanted=len(wanted),
         )
-        self._library.run_program(self._handle, pool, batch, out.ctypes.data)
-        return out
+        return self._step(batch, len(wanted), (tokens, positions, spans, wanted, adapters))
 
-    def run_rows(
-        self, pool: Pool, rows: NDArray[np.float32], spans: Spans, adapters: NDArray[np.uint64] | None
-    ) -> NDArray[np.float32]:
-        """The result [rows, columns] for rows [rows, columns] of the program's input."""
-        out = np.empty((len(rows), self._columns), np.float32)
-        batch = c.Batch(
-            rows=len(rows),
-            input=rows.ctypes.data,
-            spans=spans.array.ctypes.data,
-            adapters=None if adapters is None else adapters.ctypes.data,
-            num_spans=len(spans.array),
-        )
-        self._library.run_program(self._handle, pool, batch, out.ctypes.data)
-        return out
+    def step_of_rows(
+        self,
+        rows: NDArray[np.float32],
+        spans: Spans | None = None,
+        adapters: NDArray[np.uint64] | None = None,
+        *,
+        best: bool = False,
+    ) -> Step:
+        """The result [rows, columns] for rows [rows, columns] of the input; `spans` go with `adapters`."""
+        batch = c.Batch(rows=len(rows), input=rows.ctypes.data)
+        if spans is not None and adapters is not None:
+            batch.spans, batch.num_spans = spans.array.ctypes.data, len(spans.array)
+            batch.adapters = adapters.ctypes.data
+        return self._step(batch, len(rows), (rows, spans, adapters), best=best)
+
+    def _step(self, batch: c.Batch, rows: int, alive: object, *, best: bool = False) -> Step:
+        out = np.empty((rows, self._columns), np.float32)
+        call = c.Step(self._handle, ctypes.addressof(batch), out.ctypes.data)
+        if not best:
+            return Step(call, out, None, (batch, alive))
+        values, ids = np.empty(rows, np.float32), np.empty(rows, np.int64)
+        call.best, call.best_ids = values.ctypes.data, ids.ctypes.data
+        return Step(call, out, (values, ids), (batch, alive))
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)

@@ -98,6 +98,18 @@ class AdapterSite(ctypes.Structure):
     _fields_ = (("down", POINTER(Matrix)), ("up", POINTER(Matrix)))
 
 
+class Step(ctypes.Structure):
+    """A step of a program, and where its result goes."""
+
+    _fields_ = (
+        ("program", c_void_p),
+        ("batch", c_void_p),
+        ("out", c_void_p),
+        ("best", c_void_p),
+        ("best_ids", c_void_p),
+    )
+
+
 class Batch(ctypes.Structure):
     """What one step is about."""
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from corral.engine.cache.storage import KVStorage
 from corral.engine.run.adapters import Adapter, AdapterSet
 from corral.engine.run.batch import Span
-from corral.engine.run.runner import wanted_rows
+from corral.engine.run.runner import NextLogits, wanted_rows
 from corral.kernels import structures as c
 from corral.kernels.library import Pool
 from corral.kernels.packed import PackedMatrix, pack
 from corral.kernels.packed_llama import PackedLlama
-from corral.kernels.program import Spans
+from corral.kernels.program import Spans, Step, run
 from corral.kernels.structures import SPAN
 
 _CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float16: 3}
@@ -59,27 +59,39 @@ class NativeRunner:
         }
 
     def run(self, spans: Sequence[Span]) -> Tensor:
-        tokens = np.fromiter(chain.from_iterable(span.tokens for span in spans), np.int64)
-        positions = np.concatenate([np.arange(s.start, s.end) for s in spans]) if spans else tokens
-        wanted = np.array(wanted_rows(spans), np.int64)
-        hidden = self._layers.run_step(
-            self._pool,
-            tokens,
-            positions,
-            _spans(spans, self._storage.block_size),
-            wanted,
-            self._addresses("layers", [span.adapter for span in spans]),
-        )
-        return torch.from_numpy(hidden)
+        step = self._layers_step(spans)
+        run(self._pool, step)
+        return torch.from_numpy(step.out)
 
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
-        rows = hidden.contiguous().numpy()
-        spans = np.zeros(len(rows), SPAN)
-        spans["first_row"] = np.arange(len(rows))
-        spans["rows"] = 1
+        step = self._head_step(hidden.contiguous().numpy(), adapters)
+        run(self._pool, step)
+        return torch.from_numpy(step.out)
+
+    def next_logits(self, spans: Sequence[Span]) -> NextLogits:
+        layers = self._layers_step(spans)
+        head = self._head_step(layers.out, [span.adapter for span in spans for _ in span.wanted], best=True)
+        run(self._pool, layers, head)
+        return NextLogits(torch.from_numpy(head.out), head.best)
+
+    def _layers_step(self, spans: Sequence[Span]) -> Step:
+        return self._layers.step(
+            np.array([token for span in spans for token in span.tokens], np.int64),
+            np.array([position for span in spans for position in range(span.start, span.end)], np.int64),
+            _spans(spans, self._storage.block_size),
+            np.array(wanted_rows(spans), np.int64),
+            self._addresses("layers", [span.adapter for span in spans]),
+        )
+
+    def _head_step(
+        self, hidden: NDArray[np.float32], adapters: Sequence[str | None], *, best: bool = False
+    ) -> Step:
         addresses = self._addresses("head", adapters)
-        logits = self._head.run_rows(self._pool, rows, Spans(spans, _NO_BLOCKS), addresses)
-        return torch.from_numpy(logits)
+        spans = None
+        if addresses is not None:
+            rows = np.array([(row, 1, 0, 0) for row in range(len(hidden))], SPAN)
+            spans = Spans(rows, _NO_BLOCKS)
+        return self._head.step_of_rows(hidden, spans, addresses, best=best)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._storage.copy_blocks(pairs)
@@ -127,11 +139,9 @@ def _spans(spans: Sequence[Span], block_size: int) -> Spans:
     tables = np.fromiter(
         chain.from_iterable(s.blocks[:n] for s, n in zip(spans, lengths, strict=True)), np.int32, sum(lengths)
     )
-    array = np.zeros(len(spans), SPAN)
-    rows = [len(span.tokens) for span in spans]
-    array["rows"] = rows
-    array["first_row"] = np.cumsum([0, *rows[:-1]])
-    array["start"] = [span.start for span in spans]
-    firsts = np.cumsum([0, *lengths[:-1]])
-    array["blocks"] = tables.ctypes.data + tables.itemsize * firsts
-    return Spans(array, tables)
+    fields, row, table = [], 0, tables.ctypes.data
+    for span, length in zip(spans, lengths, strict=True):
+        fields.append((row, len(span.tokens), span.start, table))
+        row += len(span.tokens)
+        table += tables.itemsize * length
+    return Spans(np.array(fields, SPAN), tables)

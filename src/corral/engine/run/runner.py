@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
@@ -13,7 +14,21 @@ from corral.engine.cache.storage import KVStorage
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
 from corral.engine.run.paged_attention import PagedAttention
+from corral.engine.sampling.scan import BestTokens
 from corral.model.llama import Llama
+
+
+@dataclass(frozen=True)
+class NextLogits:
+    """Scores of the next tokens.
+
+    Attributes:
+        logits: [rows, vocab_size].
+        best: what `Scan.best_tokens` gives for them, if that is known already.
+    """
+
+    logits: Tensor
+    best: BestTokens | None = None
 
 
 class Runner(Protocol):
@@ -29,6 +44,11 @@ class Runner(Protocol):
     def logits(self, hidden: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """Scores of the next token [rows, vocab_size] for hidden states and the adapter of each."""
 
+    def next_logits(self, spans: Sequence[Span]) -> NextLogits:
+        """`run` and `logits` at once, of all wanted rows."""
+        hidden = self.run(spans)
+        return NextLogits(self.logits(hidden, [span.adapter for span in spans for _ in span.wanted]))
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies cached blocks (source, target), all at once: no target is read."""
 
@@ -36,7 +56,7 @@ class Runner(Protocol):
         """Sets cached blocks to zero."""
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """Runs steps with torch, op by op, on any device."""
 
     def __init__(self, model: Llama, storage: KVStorage, adapters: AdapterSet) -> None:

@@ -30,7 +30,7 @@ from corral.engine.sampling.params import SamplingParams
 from corral.engine.sampling.processors import edit_logits
 from corral.engine.sampling.random import uniform
 from corral.engine.sampling.rows import Row, Sampled
-from corral.engine.sampling.scan import MASS_ERROR, scan_on
+from corral.engine.sampling.scan import MASS_ERROR, BestTokens, scan_on
 from corral.engine.sampling.window import MAX_RANK
 
 __all__ = ["Row", "Sampled", "sample_rows"]
@@ -42,8 +42,10 @@ _NOTHING_LEFT = "no token may come here: the grammar, the bias and the banned id
 Outcome = int | str  # a token id, or what went wrong
 
 
-def sample_rows(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
+def sample_rows(logits: Tensor, rows: Sequence[Row], best: BestTokens | None = None) -> list[Sampled]:
     """One token for each row of logits [R, vocab], in the model's dtype, on any device.
+
+    `best` is what `Scan.best_tokens` gives for these logits, where that is known.
 
     A row whose logits are not finite, or of which all tokens are ruled out, gives an error and no token.
     """
@@ -53,7 +55,8 @@ def sample_rows(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     edited = [index for index, row in enumerate(rows) if row.is_edited]
     with np.errstate(over="ignore", under="ignore"):
         if plain:
-            chosen = _choose(_take(logits, plain), [rows[i] for i in plain])
+            known = best if len(plain) == len(rows) else None
+            chosen = _choose(_take(logits, plain), [rows[i] for i in plain], known)
             outcomes.update(zip(plain, chosen, strict=True))
         if edited:
             chosen = _choose_edited(_take(logits, edited), [rows[i] for i in edited])
@@ -70,8 +73,8 @@ def _choose_edited(logits: Tensor, rows: list[Row]) -> list[Outcome]:
     ]
 
 
-def _choose(scores: Tensor, rows: list[Row]) -> list[Outcome]:
-    best, ids = scan_on(scores.device).best_tokens(scores)
+def _choose(scores: Tensor, rows: list[Row], known: BestTokens | None = None) -> list[Outcome]:
+    best, ids = known or scan_on(scores.device).best_tokens(scores)
     outcomes: list[Outcome] = [
         token_id if -math.inf < value < math.inf else _NOTHING_LEFT if value == -math.inf else _NOT_FINITE
         for value, token_id in zip(best.tolist(), ids.tolist(), strict=True)

@@ -16,11 +16,13 @@ from torch import Tensor
 from corral.engine.sampling import scan_numpy, scan_torch
 from corral.engine.sampling.window import Window
 
+BestTokens = tuple[NDArray[np.float32], NDArray[np.int64]]
+
 
 class Scan(Protocol):
     """Each result belongs to one row alone: it does not depend on the other rows."""
 
-    def best_tokens(self, logits: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def best_tokens(self, logits: Tensor) -> BestTokens:
         """The greatest logit of each row [R, vocab], and the lowest id that has it; NaN is the greatest."""
 
     def windows(self, logits: Tensor, ranks: NDArray[np.int64]) -> list[Window]:
