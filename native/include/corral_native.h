@@ -60,6 +60,24 @@ typedef struct {
 CORRAL_API int32_t corral_run_steps(const corral_step* steps, int32_t count, corral_pool* pool);
 CORRAL_API void corral_program_free(corral_program* program);
 
+/* The best of each row [columns] of logits: all places whose number reaches the one that is k-th among the maxima of `folds`
+ * columns, into which the row is folded, k being the row's rank; `lowest` at least. Places are in order, as many as there is
+ * room for; `counts` says how many there are. `folds` is a multiple of 16 and at most `columns`. */
+typedef struct {
+    const float* logits;
+    int64_t rows, columns, folds;
+    const int64_t* ranks;
+    float lowest;
+    int64_t room;
+    float* bounds;
+    int64_t* counts;
+    int32_t* places;
+} corral_best;
+CORRAL_API int32_t corral_find_best(const corral_kernels* kernels, corral_pool* pool, const corral_best* call);
+/* Of each row the sum of e^((logit - best) * factor). */
+CORRAL_API int32_t corral_exp_sums(const corral_kernels* kernels, corral_pool* pool, const float* logits, int64_t rows,
+                                   int64_t columns, const float* best, const float* factors, float* sums);
+
 #ifdef __cplusplus
 }
 #endif

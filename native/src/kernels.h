@@ -99,6 +99,12 @@ struct Kernels {
 
     // values[0] = the largest x, *index its first place.
     void (*argmax)(const float* x, int64_t count, float* value, int64_t* index);
+    // out[columns]: the largest x[rows, columns] of each column; columns is a multiple of 16. NaN anywhere: any number.
+    void (*column_maxima)(const float* x, int64_t rows, int64_t columns, float* out);
+    // The places of all x >= bound, in order, as far as there is room; how many there are.
+    int64_t (*find_from)(const float* x, int64_t count, float bound, int32_t* places, int64_t room);
+    // The sum of e^((x - best) * factor).
+    double (*exp_sum)(const float* x, int64_t count, float best, float factor);
 
     bool reads_pairs;        // caches may be CacheType::bf16_pairs
 };

@@ -1,4 +1,4 @@
-// Activations in the forms that the matrix products take; and the largest of many numbers.
+// Activations in the forms that the matrix products take.
 #pragma once
 #include "../kernels.h"
 #include "../simd/simd.h"
@@ -52,33 +52,6 @@ inline void quantize(const float* x, int64_t columns, const Activations& to, int
             to.sums[group] = quantize_group(v + i, vectors, to.codes + at, to.scales + group);
         }
     }
-}
-
-// NaN counts as the largest number, as in torch.
-inline void argmax(const float* x, int64_t count, float* value, int64_t* index) {
-    const int64_t whole = count / 16 * 16;
-    F32 most = F32::broadcast(-__builtin_inff());
-    bool nan = false;
-    for (int64_t i = 0; i < whole; i += 16) {
-        const F32 v = F32::load(x + i);
-        nan |= v.any_nan();
-        most = max(v, most);
-    }
-    float largest = most.reduce_max();
-    for (int64_t i = whole; i < count; ++i) {
-        nan |= x[i] != x[i];
-        largest = x[i] > largest ? x[i] : largest;
-    }
-    int64_t at = 0;
-    if (nan) {
-        while (x[at] == x[at]) ++at;
-    } else {
-        while (at < whole && F32::load(x + at).find(largest) < 0) at += 16;
-        at += at < whole ? F32::load(x + at).find(largest) : 0;
-        while (at < count && x[at] != largest) ++at;
-    }
-    *value = x[at];
-    *index = at;
 }
 
 }  // namespace corral::CORRAL_NAMESPACE

@@ -7,6 +7,7 @@
 #include "elementwise.h"
 #include "matmul.h"
 #include "quantize.h"
+#include "scan.h"
 
 namespace corral {
 namespace CORRAL_NAMESPACE {
@@ -25,6 +26,9 @@ constexpr Kernels table(const char* name) {
         attention_scratch,
         attention_join,
         argmax,
+        column_maxima,
+        find_from,
+        exp_sum,
         kReadsPairs,
     };
 }

@@ -107,6 +107,11 @@ struct F32 {
         const __m256 nan = _mm256_or_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q), _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
         return _mm256_movemask_ps(nan) != 0;
     }
+    unsigned from(float x) const {  // the lanes that are at least x, as bits
+        const __m256 value = _mm256_set1_ps(x);
+        return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, value, _CMP_GE_OQ)) |
+                                     _mm256_movemask_ps(_mm256_cmp_ps(b, value, _CMP_GE_OQ)) << 8);
+    }
     int find(float x) const {
         const __m256 value = _mm256_set1_ps(x);
         const int same = _mm256_movemask_ps(_mm256_cmp_ps(a, value, _CMP_EQ_OQ)) |

@@ -75,6 +75,8 @@ struct F32 {
     float reduce_add() const { return _mm512_reduce_add_ps(v); }
     float reduce_max() const { return _mm512_reduce_max_ps(v); }
     bool any_nan() const { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+    // The lanes that are at least x, as bits.
+    unsigned from(float x) const { return _mm512_cmp_ps_mask(v, _mm512_set1_ps(x), _CMP_GE_OQ); }
     // The first lane that equals x, or -1.
     int find(float x) const {
         const unsigned same = _mm512_cmp_ps_mask(v, _mm512_set1_ps(x), _CMP_EQ_OQ);

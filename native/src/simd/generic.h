@@ -142,6 +142,11 @@ struct F32 {
         for (int i = 0; i < 16; ++i) any |= nan[i];
         return any != 0;
     }
+    unsigned from(float x) const {  // the lanes that are at least x, as bits
+        unsigned lanes = 0;
+        for (int i = 0; i < 16; ++i) lanes |= static_cast<unsigned>(v[i] >= x) << i;
+        return lanes;
+    }
     int find(float x) const {  // the first lane that equals x, or -1
         for (int i = 0; i < 16; ++i)
             if (v[i] == x) return i;

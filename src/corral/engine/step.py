@@ -109,7 +109,8 @@ def compute(works: Row[Work], drafts: Row[list[int]], runner: Runner, executor: 
     if all(share.samples_all for share in shares) and first_row > 0:
         scores = runner.next_logits(spans)
         rows = [_sampler_rows(share, masks) for share in shares]
-        _hand_out(shares, outcomes, rows, sample_rows(scores.logits, list(chain(*rows)), scores.best))
+        sampled = sample_rows(scores.logits, list(chain(*rows)), scores.best, scores.scan)
+        _hand_out(shares, outcomes, rows, sampled)
         return outcomes
     hidden = runner.run(spans)
     for share, outcome in zip(shares, outcomes, strict=True):

@@ -6,7 +6,7 @@ import ctypes
 import logging
 import os
 import sys
-from ctypes import POINTER, byref, c_char_p, c_int32, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -32,6 +32,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "corral_program_create": (c_void_p, (c_void_p, c_void_p)),
     "corral_run_steps": (c_int32, (c_void_p, c_int32, c_void_p)),
     "corral_program_free": (None, (c_void_p,)),
+    "corral_find_best": (c_int32, (c_void_p, c_void_p, c_void_p)),
+    "corral_exp_sums": (
+        c_int32,
+        (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+    ),
 }
 _DONE, _CLOSED = 0, 1
 
@@ -84,15 +89,24 @@ class Library:
         Raises:
             KernelError: the pool has been closed.
         """
-        status = self._c.corral_run_steps(steps, len(steps), pool.handle)
-        if status == _CLOSED:
-            raise KernelError("the threads of this engine have been closed")
-        if status != _DONE:
-            raise MemoryError("no memory for the buffers of a step")
+        _check(self._c.corral_run_steps(steps, len(steps), pool.handle))
 
     def destroy_program(self, program: int) -> None:
         """Gives a program's memory back."""
         self._c.corral_program_free(program)
+
+    def find_best(self, pool: Pool, call: ctypes.Structure) -> None:
+        """Carries out a `structures.Best`."""
+        _check(self._c.corral_find_best(self._kernels, pool.handle, byref(call)))
+
+    def exp_sums(
+        self, pool: Pool, logits: int, rows: int, columns: int, best: int, factors: int, sums: int
+    ) -> None:
+        """sums[row] = the sum of e^((logit - best) * factor) over a row; all are addresses of float32."""
+        status = self._c.corral_exp_sums(
+            self._kernels, pool.handle, logits, rows, columns, best, factors, sums
+        )
+        _check(status)
 
     def open_pool(self, threads: int) -> int:
         """The handle of a new pool, for `Pool`."""
@@ -108,6 +122,13 @@ class Library:
     def free_pool(self, pool: int) -> None:
         """Closes a pool and gives its memory back."""
         self._c.corral_pool_free(pool)
+
+
+def _check(status: int) -> None:
+    if status == _CLOSED:
+        raise KernelError("the threads of this engine have been closed")
+    if status != _DONE:
+        raise MemoryError("no memory for the buffers of a step")
 
 
 class Pool:

@@ -110,6 +110,23 @@ class Step(ctypes.Structure):
     )
 
 
+class Best(ctypes.Structure):
+    """The best of each row of logits: `corral_best` of native/include/corral_native.h."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("folds", c_int64),
+        ("ranks", c_void_p),
+        ("lowest", c_float),
+        ("room", c_int64),
+        ("bounds", c_void_p),
+        ("counts", c_void_p),
+        ("places", c_void_p),
+    )
+
+
 class Batch(ctypes.Structure):
     """What one step is about."""
 

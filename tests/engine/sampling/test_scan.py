@@ -11,8 +11,12 @@ from torch import Tensor
 
 from corral.engine.sampling import scan_numpy, scan_torch
 from corral.engine.sampling.scan import MASS_ERROR, Scan
+from corral.engine.sampling.scan_native import NativeScan
+from corral.kernels.library import Pool, load
 
-SCANS = [scan_numpy, scan_torch]  # torch's serves any device, the CPU too
+SCANS: list[Scan] = [scan_numpy, scan_torch]  # torch's serves any device, the CPU too
+if (library := load()) is not None:
+    SCANS.append(NativeScan(Pool(library, 2)))
 
 
 @st.composite

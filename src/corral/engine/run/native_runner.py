@@ -16,6 +16,7 @@ from corral.engine.cache.storage import KVStorage
 from corral.engine.run.adapters import Adapter, AdapterSet
 from corral.engine.run.batch import Span
 from corral.engine.run.runner import NextLogits, wanted_rows
+from corral.engine.sampling.scan_native import NativeScan
 from corral.kernels import structures as c
 from corral.kernels.library import Pool
 from corral.kernels.packed import PackedMatrix, pack
@@ -35,6 +36,7 @@ class NativeRunner:
         self, model: PackedLlama, storage: KVStorage, adapters: AdapterSet, pool: Pool, *, exact: bool = False
     ) -> None:
         self._storage, self._adapters, self._pool = storage, adapters, pool
+        self._scan = NativeScan(pool)
         in_pairs = (
             model.library.reads_pairs
             and storage.kv_dtype == "bfloat16"
@@ -72,7 +74,7 @@ class NativeRunner:
         layers = self._layers_step(spans)
         head = self._head_step(layers.out, [span.adapter for span in spans for _ in span.wanted], best=True)
         run(self._pool, layers, head)
-        return NextLogits(torch.from_numpy(head.out), head.best)
+        return NextLogits(torch.from_numpy(head.out), head.best, self._scan)
 
     def _layers_step(self, spans: Sequence[Span]) -> Step:
         return self._layers.step(

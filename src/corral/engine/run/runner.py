@@ -14,7 +14,7 @@ from corral.engine.cache.storage import KVStorage
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
 from corral.engine.run.paged_attention import PagedAttention
-from corral.engine.sampling.scan import BestTokens
+from corral.engine.sampling.scan import BestTokens, Scan
 from corral.model.llama import Llama
 
 
@@ -25,10 +25,12 @@ class NextLogits:
     Attributes:
         logits: [rows, vocab_size].
         best: what `Scan.best_tokens` gives for them, if that is known already.
+        scan: what reads them best; None for what suits the device.
     """
 
     logits: Tensor
     best: BestTokens | None = None
+    scan: Scan | None = None
 
 
 class Runner(Protocol):
