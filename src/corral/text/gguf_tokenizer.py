@@ -70,7 +70,11 @@ def read_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         fields["post_processor"] = starts_with(tokens[bos_id], bos_id)
     control = [ControlToken(tokens[i], i) for i, kind in enumerate(types) if kind == _CONTROL]
     return Tokenizer(
-        HfVocabulary(json.dumps(fields), fields, byte_level_bytes if kind == "gpt2" else sentencepiece_bytes),
+        HfVocabulary(
+            json.dumps(fields, ensure_ascii=False),  # with escapes it takes four times as long
+            fields,
+            byte_level_bytes if kind == "gpt2" else sentencepiece_bytes,
+        ),
         control,
         bos_id=bos_id,
         eos_id=metadata.get("tokenizer.ggml.eos_token_id"),

@@ -22,7 +22,7 @@ class HfVocabulary:
         self._spelled_bytes = spelled_bytes
         self._backend = _content_backend(source)
         later = _without_dummy_prefix(fields)
-        self._later = _content_backend(json.dumps(later)) if later else self._backend
+        self._later = _content_backend(json.dumps(later, ensure_ascii=False)) if later else self._backend
         self._added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
 
     @property
