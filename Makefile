@@ -53,7 +53,7 @@ sanitize: $(VENV)/installed-dev $(VENV)/bin/ninja  ## Run the native code under 
 	$(CTEST) --test-dir build/address --output-on-failure
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 CORRAL_LIBRARY=$(ADDRESS) CORRAL_TEST_LIBRARY=$(ADDRESS) \
-		$(BIN)/python -m pytest tests/kernels
+		$(BIN)/python -m pytest tests/kernels --ignore=tests/kernels/test_perplexity.py
 	$(CMAKE) -S native -B build/thread $(CMAKE_OPTIONS) -DCORRAL_SANITIZE=thread
 	$(CMAKE) --build build/thread --target pool_test
 	$(CTEST) --test-dir build/thread --output-on-failure --tests-regex pool

@@ -1,11 +1,14 @@
 // One run of a program: who does what.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
 #include "program.h"
 
 namespace corral {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Some rows of a span against one key-value head.
 struct AttentionUnit {
@@ -84,5 +87,15 @@ private:
     std::vector<Phased> phases_;
     std::vector<std::atomic<int64_t>> next_;  // by phase: work that is not taken yet
 };
+
+// Takes chunks of [0, count) until none is left.
+template <typename Body> void Step::each(Share& share, int64_t count, int64_t chunk, Body body) {
+    if (count <= 0) return;
+    for (;;) {
+        const int64_t begin = share.next->fetch_add(chunk, std::memory_order_relaxed);
+        if (begin >= count) return;
+        body(begin, std::min(count, begin + chunk));
+    }
+}
 
 }  // namespace corral
