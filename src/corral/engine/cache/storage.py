@@ -194,7 +194,10 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes its zeros; these come from the operating system, page by page, when first touched.
-    # np.zeros asks for huge pages: the first token would touch one for each layer and head, 360 MB for a
-    # model of 100 MB.
+    # Not in huge pages, as np.zeros asks for them: the first token would touch one for each layer and head,
+    # 360 MB for a model of 100 MB.
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, count), np.uint8)).view(dtype).view(shape)
+    pages = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.from_numpy(np.frombuffer(pages, np.uint8)).view(dtype).view(shape)
