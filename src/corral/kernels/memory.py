@@ -42,7 +42,7 @@ def _region(num_bytes: int) -> NDArray[np.uint8]:
         start = -data.ctypes.data % ALIGNMENT
         return data[start : start + num_bytes]
     size = -(-num_bytes // HUGE_PAGE) * HUGE_PAGE
-    # Private: shared memory, which Python maps by default, is mostly not given huge pages. No call asks for an alignment.
+    # Shared memory, which Python maps by default, gets no huge pages. No call asks for an alignment.
     region = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
