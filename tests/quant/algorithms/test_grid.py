@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corral.quant.algorithms.grid import Grid, round_to_nearest
+
+shapes = {
+    "bits": st.sampled_from([2, 3, 4, 8]),
+    "group_size": st.sampled_from([8, 32, 64]),
+    "symmetric": st.booleans(),
+    "seed": st.integers(0, 2**31),
+}
+
+
+def weight_of(seed: int, rows: int = 5, columns: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    weight[1] = 0.0
+    weight[2, :8] = 3.0
+    weight[3, 5] = 1000.0
+    return weight
+
+
+@given(**shapes)
+def test_every_value_is_rounded_to_a_neighbour_on_its_grid(
+    bits: int, group_size: int, symmetric: bool, seed: int
+) -> None:
+    weight = weight_of(seed)
+    affine = round_to_nearest(weight, bits, group_size, symmetric=symmetric)
+    step = affine.scale.float().repeat_interleave(group_size, 1)
+    error = (affine.dequantize() - weight).abs()
+    # A symmetric grid ends half a step short of the largest positive value, and float16 rounds the step.
+    furthest = 1.0 if symmetric else 0.5
+    assert bool((error <= step * (furthest + 2.0**-10 * 2**bits)).all())
+    assert bool((affine.dequantize()[1] == 0).all())
+    assert affine.bits == bits
+    assert int(affine.codes.max()) < 2**bits
+
+
+@given(**shapes)
+def test_a_symmetric_grid_has_its_zero_in_the_middle_and_another_reaches_zero(
+    bits: int, group_size: int, symmetric: bool, seed: int
+) -> None:
+    affine = round_to_nearest(weight_of(seed), bits, group_size, symmetric=symmetric)
+    if symmetric:
+        assert affine.zero == 1 << (bits - 1)
+    else:
+        zeros = torch.as_tensor(affine.zero)
+        assert int(zeros.min()) >= 0
+        assert int(zeros.max()) < 2**bits
+
+
+@given(seed=st.integers(0, 2**31), bits=st.sampled_from([2, 3, 4]), symmetric=st.booleans())
+def test_the_search_is_never_worse_by_its_own_measure(seed: int, bits: int, symmetric: bool) -> None:
+    weight = weight_of(seed)
+
+    def error(search: bool) -> torch.Tensor:
+        affine = round_to_nearest(weight, bits, 32, symmetric=symmetric, search=search)
+        return (affine.dequantize() - weight).abs().pow(2.4).view(5, 2, 32).sum(2)
+
+    assert bool((error(True) <= error(False) * (1 + 1e-5) + 1e-12).all())
+    assert error(True).sum() < error(False).sum()
+
+
+def test_what_has_no_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 to 8 bits, not 9"):
+        Grid.find(torch.zeros(2, 32), 9, 32)
+    with pytest.raises(ValueError, match="not finite"):
+        Grid.find(torch.full((2, 32), torch.nan), 4, 32)
+    with pytest.raises(ValueError, match="beyond float16"):
+        Grid.find(torch.full((2, 32), 1e9), 4, 32)
