@@ -1,4 +1,4 @@
-"""Perplexity of the default model on the native kernels, beside its 4-bit weights in float32 on PyTorch.
+"""The default model on the native kernels, beside its 4-bit weights in float32 on PyTorch.
 
     python benchmarks/native_accuracy.py [--tokens 60000]
 
@@ -9,18 +9,16 @@ they differ by is far surer than the perplexities themselves; its standard error
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.kernels.perplexity import negative_log_likelihoods
-
-MODES: dict[str, dict[str, object]] = {
-    "8-bit activations": {"kernels": "native"},
-    "bfloat16 activations": {"kernels": "native", "exact_activations": True},
-}
+from corral.evals.compare import compare
+from corral.evals.scorer import ModelSetup
+from corral.evals.windows import WindowOptions
+from corral.model.presets import DEFAULT_MODEL
+from tests.kernels.perplexity import TEXT, WINDOW
 
 
 def main() -> None:
@@ -28,15 +26,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=60_000)
-    tokens = parser.parse_args().tokens
-    reference = negative_log_likelihoods(tokens, dtype="float32", kernels="torch")
-    print(f"{len(reference)} tokens predicted\n\n| | perplexity | difference |\n| --- | ---: | ---: |")
-    print(f"| float32 | {reference.mean().exp():.4f} | |", flush=True)
-    for name, options in MODES.items():
-        got = negative_log_likelihoods(tokens, **options)
-        change = got - reference
-        error = change.std() / math.sqrt(len(change))
-        print(f"| {name} | {got.mean().exp():.4f} | {change.mean().expm1():+.3%} ± {error:.3%} |", flush=True)
+    options = WindowOptions(WINDOW, tokens=parser.parse_args().tokens)
+    reference = ModelSetup(DEFAULT_MODEL, dtype="float32", kernels="torch")
+    print("| activations | perplexity | in float32 | difference | KL divergence | top-1 agreement |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    for name, exact in (("8-bit", False), ("bfloat16", True)):
+        native = ModelSetup(DEFAULT_MODEL, kernels="native", exact_activations=exact)
+        found = compare(reference, native, [TEXT], options)
+        ours, theirs = found.candidate.perplexity.mean, found.reference.perplexity.mean
+        ratio, kl, same = found.perplexity_ratio, found.divergence.mean.mean, found.top1_agreement.mean
+        change = f"{ratio.mean - 1:+.3%} ± {ratio.standard_error or 0:.3%}"
+        print(f"| {name} | {ours:.4f} | {theirs:.4f} | {change} | {kl:.6f} | {same:.2%} |", flush=True)
 
 
 if __name__ == "__main__":

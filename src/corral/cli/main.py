@@ -16,9 +16,11 @@ import corral
 from corral.cli.bench import bench
 from corral.cli.cache import cache
 from corral.cli.chat import chat
+from corral.cli.compare import compare
 from corral.cli.export import export
 from corral.cli.generate import generate
 from corral.cli.info import info
+from corral.cli.perplexity import perplexity
 from corral.cli.plan import plan
 from corral.cli.pull import pull
 from corral.errors import CorralError
@@ -34,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (chat, generate, pull, info, export, plan, bench):
+for verb in (chat, generate, pull, info, export, plan, bench, perplexity, compare):
     app.command()(verb)
 app.add_typer(cache, name="cache")
 

@@ -1,0 +1,1 @@
+"""How well models predict texts, and what a change of weights, types or kernels costs them."""
