@@ -76,8 +76,8 @@ SINGLE: dict[str, tuple[Damage, str]] = {
     "contradictory heads": (edit_config(num_key_value_heads=3), "num_key_value_heads"),
     "an unknown rope type": (edit_config(rope_scaling={"rope_type": "yarn", "factor": 4}), "yarn"),
     "a quantization that cannot be read": (
-        edit_config(quantization_config={"quant_method": "awq"}),
-        "quant_method is 'awq'",
+        edit_config(quantization_config={"quant_method": "hqq"}),
+        "quant_method is 'hqq'",
     ),
     "a quantization that is no object": (edit_config(quantization_config="awq"), "is 'awq'"),
     "a chat template that is no text": (

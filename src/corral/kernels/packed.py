@@ -7,6 +7,13 @@
     Affine of at most 4 bits     u4
     Affine of 5 to 8 bits        u8
     Codebook                     lut4: its levels are rounded to bytes, unless they are integers already
+    Float8                       bf16: unpacked, each weight rounded once
+    Affine with an `order`       bf16: unpacked, each weight rounded once
+
+What is unpacked runs with the weights that the checkpoint's makers measured, at the speed of bfloat16. No
+layout holds either: an 8-bit float is finer near zero than any integer of its group, and with activation
+order each column has a group of its own. 8-bit integers in groups of 32 would take half the memory, but would
+be up to a 250th of a group's largest weight off; bfloat16 is up to a 500th of the weight itself off.
 
 Scales keep their type; bfloat16 ones become float32. A zero point that differs from group to group becomes an
 offset. Groups of 48, 80, ... columns become groups of 16; a group size that 16 does not divide, which no
@@ -26,7 +33,7 @@ from torch import Tensor
 
 from corral.kernels.layout import LANES, Codes, Layout, Scales
 from corral.kernels.memory import ALIGNMENT, Memory
-from corral.quant import Affine, Codebook, Weight
+from corral.quant import Affine, Codebook, Float8, Weight
 
 _AT_ONCE = 1 << 19  # weights: what is made of so many stays in the processor's cache
 _ZERO_LEVEL = 128
@@ -157,12 +164,22 @@ def quantized_head(weight: Weight) -> Weight:
 
 
 @dataclass(frozen=True)
+class _Unpacked:
+    """The rows of a weight as bfloat16, made when they are asked for: the whole is never there at once."""
+
+    weight: Affine | Float8
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.weight.rows(rows).dequantize(torch.bfloat16)
+
+
+@dataclass(frozen=True)
 class _Part:
     """A weight with its layout: `values` are codes or floats [rows, columns], as the layout wants them but
     not in its order; `scale` and `offset` are [rows, groups], each to be written `repeat` times."""
 
     layout: Layout
-    values: Tensor
+    values: Tensor | _Unpacked
     scale: Tensor | None = None
     offset: Tensor | None = None
     repeat: int = 1
@@ -171,6 +188,8 @@ class _Part:
 def _prepare(weight: Weight, half_scales: bool) -> _Part:
     if isinstance(weight, Tensor):
         return _prepare_floats(weight)
+    if isinstance(weight, Float8) or (isinstance(weight, Affine) and weight.order is not None):
+        return _Part(Layout(weight.shape[0], weight.shape[1], Codes.BF16), _Unpacked(weight))
     group, repeat = _packed_group(weight)
     if not group:
         return _prepare_floats(weight.dequantize())
@@ -249,7 +268,7 @@ def _alike(parts: Sequence[_Part]) -> bool:
 
 def _take(parts: Sequence[_Part], start: int, stop: int) -> _Part:
     """The rows [start, stop) of the parts as they lie one below the other; fewer at the end."""
-    found = []
+    found: list[_Part] = []
     for part in parts:
         rows = part.layout.rows
         if start < rows and stop > 0:
@@ -278,6 +297,7 @@ def _fill(layout: Layout, blocks: NDArray[np.uint8], first: int, last: int, part
     """Writes blocks [first, last) from the part that holds their rows."""
     padded = (last - first) * LANES
     lanes = _lanes(layout, blocks, first, last)
+    assert isinstance(part.values, Tensor)
     words = _words(layout, _padded(_as_numpy(part.values), padded, layout.padded_columns, layout.zero))
     lanes[:] = words.reshape(last - first, LANES, -1).transpose(0, 2, 1)
     for values, at in ((part.scale, layout.scales_at), (part.offset, layout.offsets_at)):

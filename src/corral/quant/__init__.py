@@ -1,15 +1,17 @@
 """Quantized weights: one object for inference, training and files.
 
 `Affine` holds integers with a scale (and a zero point or an offset) to each group of columns, `Codebook`
-indices into sixteen levels. Neither knows how a file or a kernel lays its bits out.
+indices into sixteen levels, `Float8` 8-bit floats with a scale to each block. None knows how a file or a
+kernel lays its bits out: files are the matter of `corral.quant.encodings`.
 """
 
 from torch import Tensor
 
 from corral.quant.affine import Affine
-from corral.quant.codebook import NF4, Codebook
+from corral.quant.codebook import FP4, NF4, Codebook
+from corral.quant.float8 import Float8
 
-Weight = Tensor | Affine | Codebook
+Weight = Tensor | Affine | Codebook | Float8
 """A matrix [rows, columns] in whichever form it is kept."""
 
-__all__ = ["NF4", "Affine", "Codebook", "Weight"]
+__all__ = ["FP4", "NF4", "Affine", "Codebook", "Float8", "Weight"]

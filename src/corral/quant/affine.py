@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from corral.quant.groups import (
     check_codes,
     check_floats,
+    check_order,
     check_weight,
     grouped,
     narrowed,
@@ -34,6 +35,9 @@ class Affine:
         scale: [rows, groups], in the precision that the source gives: float16, bfloat16 or float32.
         zero: one integer for all codes, or integers [rows, groups] (uint8, int16 or int32).
         offset: as `scale`, or None for no offset.
+        order: int64 [columns], a permutation: the column of the matrix that each column of `codes` is. None
+            where they are the same. GPTQ with activation order forms its groups of columns that lie apart;
+            with them next to each other, groups are runs here too.
 
     Raises:
         ValueError: shapes or types do not fit together.
@@ -45,6 +49,7 @@ class Affine:
     scale: Tensor
     zero: int | Tensor = 0
     offset: Tensor | None = None
+    order: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -59,6 +64,8 @@ class Affine:
                 raise ValueError(f"zero must be integers of shape {list(shape)}, not {found}")
         elif not 0 <= self.zero <= 255:
             raise ValueError(f"a constant zero point lies between 0 and 255, not at {self.zero}")
+        if self.order is not None:
+            check_order(self.order, self.codes.shape[1])
 
     @property
     def shape(self) -> torch.Size:
@@ -68,7 +75,8 @@ class Affine:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix [rows, columns].
 
-        Computed in float32, in this order: code - zero (exact), times scale (rounded), plus offset (rounded).
+        Computed in float32, in this order: code - zero (exact), times scale (rounded), plus offset (rounded);
+        then rounded to `dtype`. Columns are put where `order` says.
         """
         rows, columns = self.shape
         result = torch.empty(rows, columns, dtype=dtype, device=self.codes.device)
@@ -78,7 +86,10 @@ class Affine:
             values.sub_(zero).mul_(self.scale[part, :, None].float())
             if self.offset is not None:
                 values.add_(self.offset[part, :, None].float())
-            result[part] = values.view(-1, columns)
+            if self.order is None:
+                result[part] = values.view(-1, columns)
+            else:
+                result[part, self.order] = values.view(-1, columns).to(dtype)
         return result
 
     def rows(self, index: Tensor | slice) -> Affine:
@@ -87,7 +98,8 @@ class Affine:
 
     def to(self, device: torch.device | str) -> Affine:
         """The same weights on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        moved = self._map(lambda tensor: tensor.to(device))
+        return moved if self.order is None else replace(moved, order=self.order.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Affine:
         return Affine(
@@ -97,6 +109,7 @@ class Affine:
             change(self.scale),
             change(self.zero) if isinstance(self.zero, Tensor) else self.zero,
             None if self.offset is None else change(self.offset),
+            self.order,
         )
 
     @classmethod

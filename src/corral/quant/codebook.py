@@ -10,6 +10,8 @@ from torch import Tensor
 
 from corral.quant.groups import check_codes, check_floats, check_weight, grouped, row_slices, some_rows
 
+_SMALLEST = 1e-38  # what a group of zeros is divided by
+
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -29,6 +31,29 @@ NF4 = (
     1.0,
 )
 """The levels of 4-bit NormalFloat (Dettmers et al., 2023, arXiv:2305.14314, appendix E)."""
+
+FP4 = (
+    0.0,
+    0.0625 / 12,
+    8 / 12,
+    1.0,
+    4 / 12,
+    6 / 12,
+    2 / 12,
+    3 / 12,
+    0.0,
+    -0.0625 / 12,
+    -8 / 12,
+    -1.0,
+    -4 / 12,
+    -6 / 12,
+    -2 / 12,
+    -3 / 12,
+)
+"""bitsandbytes' 4-bit float, a sign, two bits of exponent and one of fraction, over its largest value, 12.
+
+They lie in the order of their bits, not of their values (bitsandbytes' functional.py, `get_4bit_type`).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +108,24 @@ class Codebook:
 
     @classmethod
     def quantize(cls, weight: Tensor, group_size: int = 64, levels: tuple[float, ...] = NF4) -> Codebook:
-        """The nearest levels to a weight [rows, columns] divided by its groups' largest magnitudes (float32).
+        """The nearest levels to a weight [rows, columns] divided by its groups' largest magnitudes.
 
-        `levels` rise from -1 to 1. A value half-way between two takes the lower one, as in bitsandbytes.
+        `levels` reach from -1 to 1, in any order. Computed in float32 as bitsandbytes does: each value times
+        the reciprocal of its group's largest magnitude; half-way between two levels the lower one is taken.
 
         Raises:
             ValueError: the weight holds what is not finite, or `group_size` does not divide its columns.
         """
         rows, columns = check_weight(weight, group_size)
         table = torch.tensor(levels, device=weight.device)
-        middles = (table[:-1] + table[1:]) / 2
+        rising = table.argsort(stable=True)
+        middles = (table[rising[:-1]] + table[rising[1:]]) / 2
+        code_of = rising.to(torch.uint8)
         codes = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
         scale = torch.empty(rows, columns // group_size, device=weight.device)
         for part in row_slices(rows, columns):
             values = grouped(weight[part], group_size)
             largest = scale[part] = values.abs().amax(2)
-            shares = values / largest.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
-            codes[part] = torch.bucketize(shares, middles, out_int32=True).view(-1, columns)
+            shares = (values * (1 / largest.clamp_min(_SMALLEST))[..., None]).clamp_(-1, 1)
+            codes[part] = code_of[torch.bucketize(shares, middles, out_int32=True)].view(-1, columns)
         return cls(table, group_size, codes, scale)

@@ -44,6 +44,14 @@ def check_floats(name: str, values: Tensor, shape: tuple[int, int]) -> None:
         raise ValueError(f"{name} must have shape {list(shape)}, not {list(values.shape)}")
 
 
+def check_order(order: Tensor, columns: int) -> None:
+    """Refuse what is no permutation of columns with a ValueError."""
+    if order.dtype != torch.int64 or tuple(order.shape) != (columns,):
+        raise ValueError(f"order must be int64 [{columns}], not {order.dtype} {list(order.shape)}")
+    if not torch.equal(order.sort().values, torch.arange(columns, device=order.device)):
+        raise ValueError(f"order must hold each of {columns} columns once")
+
+
 def check_weight(weight: Tensor, group_size: int) -> tuple[int, int]:
     """The shape of a weight that can be quantized.
 
