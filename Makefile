@@ -14,7 +14,7 @@ CMAKE_OPTIONS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCORRAL_
 PACKAGES := import sysconfig; print(sysconfig.get_path("platlib"))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint types layers unit native native-test sanitize format bench clean
+.PHONY: help demo install test lint types layers unit native native-test native-arm sanitize format bench clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -43,6 +43,13 @@ native: $(VENV)/installed-native  ## Build what changed of the native library, i
 
 native-test: $(VENV)/installed-native  ## Behaviour of what Python cannot see: ctest.
 	$(CTEST) --test-dir build/native --output-on-failure
+
+native-arm: $(VENV)/bin/ninja  ## The same for 64-bit ARM, cross-compiled, under QEMU.
+	@if command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then set -e; \
+		$(CMAKE) -S native -B build/arm $(CMAKE_OPTIONS) --toolchain $(abspath native/toolchains/aarch64.cmake); \
+		$(CMAKE) --build build/arm; \
+		$(CTEST) --test-dir build/arm --output-on-failure; \
+	else echo "no aarch64-linux-gnu-g++ or no qemu-aarch64: install g++-aarch64-linux-gnu and qemu-user"; fi
 
 ADDRESS := build/address/libcorral_native.so
 # The library with AddressSanitizer and UBSan, under the tests in C++ and in Python; the pool with ThreadSanitizer.

@@ -7,6 +7,8 @@
 
 #if defined(CORRAL_X86)
 #include <cpuid.h>
+#elif defined(CORRAL_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace corral {
@@ -48,6 +50,19 @@ struct Features {
     }
 };
 
+#elif defined(CORRAL_ARM64)
+
+struct Features {
+#if defined(__linux__)
+    // "asimddp" in /proc/cpuinfo. The number is part of the kernel's interface; older systems' headers have no name for it.
+    const bool dot_products = (getauxval(AT_HWCAP) & 1ul << 20) != 0;
+#elif defined(__APPLE__)
+    const bool dot_products = true;  // every Mac with such a processor has them
+#else
+    const bool dot_products = false;
+#endif
+};
+
 #endif
 
 struct Candidate {
@@ -57,6 +72,8 @@ struct Candidate {
 
 #if defined(CORRAL_X86)
 constexpr int kCandidates = 4;
+#elif defined(CORRAL_ARM64)
+constexpr int kCandidates = 2;
 #else
 constexpr int kCandidates = 1;
 #endif
@@ -74,6 +91,8 @@ struct Candidates {
                      {&kAvx512Vnni, has.avx512vnni},
                      {&kAvx2, has.avx2},
                      {&kGeneric, true}} {
+#elif defined(CORRAL_ARM64)
+        : best_first{{&kNeon, Features().dot_products}, {&kGeneric, true}} {
 #else
         : best_first{{&kGeneric, true}} {
 #endif

@@ -11,6 +11,9 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 extern const Kernels kAvx512Bf16;
 #endif
+#if defined(CORRAL_ARM64)
+extern const Kernels kNeon;
+#endif
 
 // The kernels called `forced`, or the best that run here if that is null or empty. Null, and a sentence in `error`, if
 // nothing is called so or this machine does not run it; the sentence is valid until the thread's next call.

@@ -5,7 +5,8 @@
 
 #include "check.h"
 
-int main() {
+// The argument, if there is one: which set must be the best.
+int main(int argc, char** argv) {
     using namespace corral;
     const char* error = nullptr;
     const std::string names = supported_names();
@@ -14,6 +15,7 @@ int main() {
     CHECK(best != nullptr && error == nullptr);
     CHECK(names.rfind(best->name, 0) == 0);         // the first of the supported
     CHECK(pick("", &error) == best);
+    CHECK(argc < 2 || std::strcmp(best->name, argv[1]) == 0);
     CHECK(names.find("generic") != std::string::npos);
     CHECK(std::strcmp(pick("generic", &error)->name, "generic") == 0);
 

@@ -7,6 +7,7 @@
 #include <cfenv>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -193,7 +194,8 @@ void the_callers_rounding_mode_is_not_the_tasks() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    const bool forks = argc < 2 || std::strcmp(argv[1], "--without-forks") != 0;
     for (int threads : {1, 2, 3, 8}) nobody_passes_a_barrier_early(threads, 20, 50);
     const auto begin = Clock::now();
     nobody_passes_a_barrier_early(64, 5, 40);
@@ -205,7 +207,7 @@ int main() {
     closing_waits_for_a_run_under_way();
     closing_races_with_callers();
     the_callers_rounding_mode_is_not_the_tasks();
-    if (!kThreadSanitizer) {  // which does not follow threads that are started after a fork
+    if (forks && !kThreadSanitizer) {  // which does not follow threads that are started after a fork
         a_forked_child_has_threads_of_its_own();
         a_fork_in_the_middle_of_a_run_is_survived();
     }

@@ -17,7 +17,7 @@ from corral.errors import CorralError
 from corral.kernels import library as module
 from corral.kernels.library import KernelError, Library, LibraryMissingError, Pool, load
 
-ISAS = ("avx512bf16", "avx512vnni", "avx2", "generic")
+ISAS = ("avx512bf16", "avx512vnni", "avx2", "neon", "generic")
 SOURCE = "int corral_abi_version(void) { return %d; }"
 
 

@@ -32,7 +32,7 @@ constexpr int64_t kStep = kind == Codes::u8 ? 256 : 128;
 
 // The codes of 16 columns as four vectors, each four columns of 16 rows.
 template <Codes kind>
-inline void unpack16(const uint8_t* codes, const Levels& levels, U8x64 (&w)[4]) {
+[[gnu::always_inline]] inline void unpack16(const uint8_t* codes, const Levels& levels, U8x64 (&w)[4]) {
     if constexpr (kind == Codes::u8) {
         for (int i = 0; i < 4; ++i) w[i] = U8x64::load(codes + 64 * i);
     } else {

@@ -40,8 +40,10 @@ inline void add_columns(const typename Type::Element* const (&w)[blocks], const 
             weights[b] = Type::load(w[b] + k * kLanes);
             if constexpr (stream) prefetch(reinterpret_cast<const uint8_t*>(w[b] + k * kLanes) + kStreamAhead);
         }
+#pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
             const Type value = Type::broadcast(x + r * stride + k);
+#pragma GCC unroll 8
             for (int b = 0; b < blocks; ++b) acc[r][b] = dot(acc[r][b], weights[b], value);
         }
     }

@@ -1,5 +1,5 @@
 // Sixteen lanes as AVX-512 registers. Compiled twice: for VNNI alone, and for VNNI with BF16.
-// The three headers of this folder offer the same names; generic.h is the one to read for what they mean.
+// avx2.h, neon.h and generic.h offer the same names; generic.h is the one to read for what they mean.
 #pragma once
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's header makes its undefined vectors in a way that it warns of itself

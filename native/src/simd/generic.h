@@ -1,5 +1,5 @@
 // Sixteen lanes in plain C++, by the vector extension of GCC and Clang: correct on any processor. The reference for what
-// the names mean that avx2.h and avx512.h give as well.
+// the names mean that the other headers give as well.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@ typedef uint32_t UnsignedVector __attribute__((vector_size(64), aligned(16)));
 typedef uint8_t ByteVector __attribute__((vector_size(64), aligned(16)));
 
 template <typename To, typename From>
-inline To bits_as(const From& from) {
+inline To bits_as(From from) {  // by value: a reference would lose how a vector is aligned
     static_assert(sizeof(To) == sizeof(From), "the same bits");
     To to;
     std::memcpy(&to, &from, sizeof to);
@@ -167,7 +167,7 @@ inline F32 min(F32 a, F32 b) { return select(a.v < b.v, a, b); }
 
 // a * b + c. Rounds twice where the processor has no such instruction: a call of fmaf for each lane would be far slower.
 inline F32 fma(F32 a, F32 b, F32 c) {
-#ifdef __FP_FAST_FMAF
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)  // Clang may not define the first
     for (int i = 0; i < 16; ++i) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
 #else

@@ -1,4 +1,4 @@
-// Words and halves of words put in another order: what attention needs beside the vectors of avx512.h, avx2.h, generic.h.
+// Words and halves of words put in another order: what attention needs beside the vectors of this folder's other headers.
 //
 // A word is 32 bits: a float, or two bfloat16 that lie next to each other.
 #pragma once
@@ -50,6 +50,26 @@ inline void transpose(const uint32_t* const* from, int64_t at, uint32_t* to, int
             put(1, _mm256_unpackhi_epi64(a, c));
             put(2, _mm256_unpacklo_epi64(b, d));
             put(3, _mm256_unpackhi_epi64(b, d));
+        }
+}
+
+#elif defined(CORRAL_NEON)
+
+inline void transpose(const uint32_t* const* from, int64_t at, uint32_t* to, int64_t stride) {
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 16; j += 4) {  // a register holds four columns of a row, then four rows of a column
+            uint32x4_t row[4];
+            for (int k = 0; k < 4; ++k) row[k] = vld1q_u32(from[i + k] + at + j);
+            const auto pairs = [](uint32x4_t x) { return vreinterpretq_u64_u32(x); };
+            const uint64x2_t a = pairs(vtrn1q_u32(row[0], row[1])), b = pairs(vtrn2q_u32(row[0], row[1]));
+            const uint64x2_t c = pairs(vtrn1q_u32(row[2], row[3])), d = pairs(vtrn2q_u32(row[2], row[3]));
+            const auto put = [&](int column, uint64x2_t x) {
+                vst1q_u32(to + (j + column) * stride + i, vreinterpretq_u32_u64(x));
+            };
+            put(0, vtrn1q_u64(a, c));
+            put(1, vtrn1q_u64(b, d));
+            put(2, vtrn2q_u64(a, c));
+            put(3, vtrn2q_u64(b, d));
         }
 }
 

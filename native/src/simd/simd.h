@@ -5,6 +5,9 @@
 #include "avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD) && !defined(CORRAL_PLAIN_VECTORS)
+#define CORRAL_NEON
+#include "neon.h"
 #else
 #include "generic.h"
 #endif

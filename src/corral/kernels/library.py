@@ -55,7 +55,8 @@ class Library:
 
     Args:
         path: the shared library; by default the one that was installed with Corral.
-        isa: "generic", "avx2", "avx512vnni" or "avx512bf16"; by default the best that runs here.
+        isa: "generic"; on x86 "avx2", "avx512vnni" or "avx512bf16", on ARM "neon"; by default the best
+            that runs here.
 
     Raises:
         LibraryMissingError: the file is not there, does not load, or belongs to another version of Corral.
