@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -193,25 +191,6 @@ def test_models_of_vocabularies_that_differ_are_refused_in_one_sentence(
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([verb, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "Examples" in shown
-    assert f"corral {verb}" in shown
-
-
-def test_help_comes_without_torch() -> None:
-    code = (
-        "import sys\nfrom corral.cli.main import run\n"
-        f"for verb in {VERBS!r}: run([verb, '--help'])\n"
-        "heavy = {'torch', 'numpy', 'tokenizers'} & set(sys.modules)\n"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_a_bar_moves_on_a_terminal_and_follows_that_of_a_download() -> None:
