@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from corral.quant.affine import Affine
-from corral.quant.algorithms.gptq import GptqSettings, Hessian, gptq
+from corral.quant.algorithms.gptq import GptqOptions, Hessian, gptq
 from corral.quant.algorithms.grid import Grid, round_to_nearest
 
 
@@ -51,8 +51,8 @@ def test_it_is_the_best_change_at_every_column(activation_order: bool, block_siz
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(32, dtype=torch.float64)
     order = hessian.diagonal().argsort(descending=True) if activation_order else torch.arange(32)
     expected = one_by_one(weight, damped, Grid.find(weight, 4, 8), 8, order)
-    settings = GptqSettings(block_size=block_size, activation_order=activation_order)
-    assert torch.equal(gptq(weight, hessian, 4, 8, settings=settings).codes, expected.to(torch.uint8))
+    options = GptqOptions(block_size=block_size, activation_order=activation_order)
+    assert torch.equal(gptq(weight, hessian, 4, 8, options=options).codes, expected.to(torch.uint8))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -1,1 +1,1 @@
-"""How good quantized weights are made: round to nearest, and GPTQ."""
+"""How good quantized weights are made: round to nearest, AWQ and GPTQ."""

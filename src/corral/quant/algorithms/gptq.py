@@ -39,7 +39,7 @@ class Hessian:
 
 
 @dataclass(frozen=True)
-class GptqSettings:
+class GptqOptions:
     """How GPTQ goes about it; the defaults are those of llm-compressor.
 
     Attributes:
@@ -63,7 +63,7 @@ def gptq(
     group_size: int,
     *,
     symmetric: bool = True,
-    settings: GptqSettings = GptqSettings(),
+    options: GptqOptions = GptqOptions(),
 ) -> Affine:
     """A weight [rows, columns] quantized for inputs of a Hessian [columns, columns].
 
@@ -79,13 +79,13 @@ def gptq(
     unused = hessian.diagonal() == 0  # their inputs are always zero: any code will do, and 0 is in reach
     hessian.diagonal()[unused] = 1.0
     rest = weight.to(hessian.dtype).masked_fill(unused, 0.0)
-    grid = Grid.find(rest, bits, group_size, symmetric=symmetric, search=settings.search)
+    grid = Grid.find(rest, bits, group_size, symmetric=symmetric, search=options.search)
     order = torch.arange(columns, device=weight.device)
-    if settings.activation_order:
+    if options.activation_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order], settings.damping)
+    factor = _inverse_factor(hessian[order][:, order], options.damping)
     codes = torch.empty_like(rest)
-    codes[:, order] = _round_columns(rest[:, order], factor, grid, order // group_size, settings.block_size)
+    codes[:, order] = _round_columns(rest[:, order], factor, grid, order // group_size, options.block_size)
     return grid.affine(codes)
 
 
