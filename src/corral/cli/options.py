@@ -104,12 +104,17 @@ class Running:
         ),
     ] = False
 
+    quantize: Annotated[
+        str | None, _engine("Quantize full-precision weights while they are read: int8, int4, nf4 or fp8.")
+    ] = None
+
     def engine_options(self) -> dict[str, Any]:
         """As options of the engine."""
         return {
             "threads": self.threads,
             "kernels": self.kernels,
             "exact_activations": self.exact_activations,
+            "quantize": self.quantize,
             "max_model_len": self.context,
             "kv_cache_dtype": self.kv_cache_dtype,
             "speculative_config": _speculative(self.speculate),

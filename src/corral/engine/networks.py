@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from corral.checkpoints.checkpoint import Checkpoint
 from corral.checkpoints.load import checked, load_model
@@ -16,7 +17,7 @@ from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.graphs import CudaCapture, GraphRunner
 from corral.engine.run.native_runner import NativeRunner
 from corral.engine.run.runner import Runner, TorchRunner
-from corral.errors import RequestError
+from corral.errors import CheckpointError, RequestError
 from corral.kernels.keeping import Keeping
 from corral.kernels.library import Library, Pool, load
 from corral.kernels.memory import Memory
@@ -25,6 +26,7 @@ from corral.kernels.packed_file import PackedWeights
 from corral.kernels.packed_llama import TABLE, PackedLlama, pack_llama, pack_weights
 from corral.model.llama import Llama
 from corral.quant import Weight
+from corral.quant.on_load import quantized
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,20 @@ def native_library(options: EngineOptions, device: torch.device) -> Library | No
         RequestError: the options ask for native kernels, and there are none.
     """
     if options.kernels == "torch":
+        _require_no_quantize(options)
         return None
     library = load() if device.type == "cpu" else None
     if library is None and options.kernels == "native":
         where = "are not built here" if device.type == "cpu" else f"do not run on {device}"
         raise RequestError(f"kernels is 'native', but the native kernels {where}; leave it at 'auto'")
+    if library is None:
+        _require_no_quantize(options)
     return library
+
+
+def _require_no_quantize(options: EngineOptions) -> None:
+    if options.quantize is not None:
+        raise RequestError(f"quantize is {options.quantize!r}, which only the native kernels of a CPU run")
 
 
 def load_network(
@@ -71,18 +81,36 @@ def load_network(
         return load_model(checkpoint, kind, device, options.max_model_len)
     network = Llama.on_meta(checkpoint.config, options.max_model_len)
     cache = PackedCache()
-    key = CacheKey.of(
-        checkpoint.files, {"as_stored": dtype == "auto", "dtype": str(kind).removeprefix("torch.")}
-    )
+    facts: dict[str, str | bool] = {"as_stored": dtype == "auto", "dtype": str(kind).removeprefix("torch.")}
+    if options.quantize is not None:
+        facts["quantize"] = options.quantize
+    key = CacheKey.of(checkpoint.files, facts)
     # Read, not mapped: in huge pages the weights stream faster, and what they take shows as memory in use.
     kept = cache.load(key, Memory(), check_content=True) if cache.limit else None
     if kept is not None and _fits(network, kept):
         return PackedLlama(library, network, kind, kept.matrices, kept.tensors)
-    weights = checkpoint.weights() if dtype == "auto" else checkpoint.tensors()
-    packed = pack_weights(library, network, _in_type(checked(checkpoint, network, weights), kind), kind)
+    as_stored = dtype == "auto" or options.quantize is not None
+    weights = checked(checkpoint, network, checkpoint.weights() if as_stored else checkpoint.tensors())
+    if options.quantize is not None:
+        weights = _quantized(checkpoint, weights, options.quantize)
+    packed = pack_weights(library, network, _in_type(weights, kind), kind)
     if cache.limit and packed.num_bytes >= _WORTH_KEEPING:
         Keeping(cache, key, packed, notice)
     return packed
+
+
+def _quantized(
+    checkpoint: Checkpoint, weights: Iterator[tuple[str, Weight]], scheme: str
+) -> Iterator[tuple[str, Weight]]:
+    for name, weight in weights:
+        if not isinstance(weight, Tensor):
+            raise RequestError(
+                f"quantize is {scheme!r}, but {checkpoint.path} is quantized already: {name}; leave it out"
+            )
+        try:
+            yield name, quantized(name, weight, scheme)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {name} cannot be quantized: {error}") from None
 
 
 def _fits(network: Llama, kept: PackedWeights) -> bool:

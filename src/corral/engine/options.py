@@ -11,6 +11,7 @@ from corral.engine.config import SchedulerConfig
 from corral.engine.sampling.checks import require_flag, require_number, require_whole
 from corral.errors import RequestError
 from corral.model.config import LlamaConfig
+from corral.quant.on_load import SCHEMES
 
 BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
 KERNELS = ("auto", "native", "torch")
@@ -80,6 +81,8 @@ class EngineOptions:
             torch computes, they are torch's, in the whole process; None leaves them as they are.
         exact_activations: multiply quantized weights with bfloat16 activations instead of 8-bit ones: slower,
             and nearer to the weights' own accuracy.
+        quantize: make the weights of a full-precision checkpoint smaller while they are read: "int8", "int4",
+            "nf4" or "fp8"; see `corral.quant.on_load`. For the native kernels.
     """
 
     max_model_len: int | None = None
@@ -97,11 +100,14 @@ class EngineOptions:
     kernels: str = "auto"
     threads: int | None = None
     exact_activations: bool = False
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config))
         if self.kernels not in KERNELS:
             raise RequestError(f"kernels is {self.kernels!r}; it must be one of {', '.join(KERNELS)}")
+        if self.quantize is not None and self.quantize not in SCHEMES:
+            raise RequestError(f"quantize is {self.quantize!r}; it must be one of {', '.join(SCHEMES)}")
         if self.threads is not None:
             require_whole("threads", self.threads, low=1, high=1024)
         require_flag("exact_activations", self.exact_activations)
