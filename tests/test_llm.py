@@ -153,8 +153,8 @@ def test_too_little_memory_is_explained(llm: LLM, monkeypatch: pytest.MonkeyPatc
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        for runner in (TorchRunner, NativeRunner):
-            patch.setattr(runner, "run", fail)
+        patch.setattr(TorchRunner, "run", fail)
+        patch.setattr(NativeRunner, "next_logits", fail)
         with pytest.raises(RequestError, match="not enough memory"):
             llm.chat(QUESTION, GREEDY)
     assert "Paris" in llm.chat(QUESTION, GREEDY)[0].outputs[0].text  # the engine goes on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class LLM:
         place = pick_device(device)
         with memory_in_words(place):
             self.network = load_network(self.checkpoint, dtype, place, options, report.notice)
-            draft = None if guesser is None else load_network(guesser, dtype, place, options, report.notice)
+            as_it_is = replace(options, quantize=None)
+            draft = None if guesser is None else load_network(guesser, dtype, place, as_it_is, report.notice)
             self.engine = build_engine(self.network, self.tokenizer, options, draft, report.notice)
         self._finalizer = weakref.finalize(self, self.engine.close)
         try:

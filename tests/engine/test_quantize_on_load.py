@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from corral.checkpoints.source import open_checkpoint
-from corral.engine.networks import load_network
+from corral.engine.networks import Runners, load_network
 from corral.engine.options import EngineOptions
 from corral.errors import CheckpointError, RequestError
 from corral.kernels.packed_llama import PackedLlama
@@ -77,3 +77,9 @@ def test_what_cannot_be_quantized_is_refused_in_words(tmp_path: Path) -> None:
     write_hf(model, tmp_path / "nan", 1)
     with pytest.raises(CheckpointError, match=r"up_proj\.weight cannot be quantized: .* not finite"):
         load_network(open_checkpoint(tmp_path / "nan"), "auto", CPU, quantizing("int8"))
+
+
+@needs_native
+def test_a_network_that_is_loaded_is_not_quantized_behind_the_back() -> None:
+    with pytest.raises(RequestError, match="those of this network are there"):
+        Runners(quantizing("int8"), CPU).prepare(random_model(MODEL))

@@ -160,6 +160,10 @@ class Runners:
         """The network as it is run: packed, where native kernels run it."""
         if self._library is None or isinstance(network, PackedLlama):
             return network
+        if self._options.quantize is not None:
+            raise RequestError(
+                "quantize is for weights that are read; those of this network are there already"
+            )
         return pack_llama(self._library, network)
 
     def runner(self, network: Network, storage: KVStorage, adapters: AdapterSet) -> Runner:
