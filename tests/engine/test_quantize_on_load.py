@@ -67,6 +67,8 @@ def test_matrices_alone_are_quantized() -> None:
 def test_what_cannot_be_quantized_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"quantize is 'int3'; it must be one of int8, int4, nf4, fp8"):
         EngineOptions(quantize="int3")
+    with pytest.raises(RequestError, match=r"quantize is \['int4'\]; it must be one of"):
+        EngineOptions(quantize=["int4"])  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="quantize is 'int4', which only the native kernels of a CPU run"):
         load_network(None, "auto", CPU, EngineOptions(kernels="torch", quantize="int4"))  # type: ignore[arg-type]
     write_quantized(tmp_path / "nf4", FORMATS["nf4"])
@@ -83,3 +85,12 @@ def test_what_cannot_be_quantized_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_network_that_is_loaded_is_not_quantized_behind_the_back() -> None:
     with pytest.raises(RequestError, match="those of this network are there"):
         Runners(quantizing("int8"), CPU).prepare(random_model(MODEL))
+
+
+@needs_native
+def test_a_head_that_is_not_finite_is_refused_in_words(tmp_path: Path) -> None:
+    model = random_model(MODEL)
+    model.state_dict()["lm_head.weight"][3, 3] = torch.inf
+    write_hf(model, tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"head cannot be quantized: .* not finite; the files"):
+        load_network(open_checkpoint(tmp_path), "auto", CPU, quantizing("int8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,24 @@ def test_closed_threads_refuse_in_words() -> None:
     pool.close()
     with pytest.raises(KernelError, match="closed"):
         run_steps(pool, program.step_of_rows(rows))
+
+
+def test_the_best_tokens_are_those_of_a_row_that_is_shared() -> None:
+    """A row longer than a thread's piece: the first of the greatest, wherever it lies, and NaN above all."""
+    network = packed(replace(MODEL, vocab_size=20_000))
+    program = network.head_program()
+    hidden = np.random.default_rng(0).normal(size=(9, MODEL.hidden_size)).astype(np.float32)
+    hidden[3] = 0.0  # all logits are equal
+    hidden[5, 7] = np.nan  # no logit is a number
+    for threads in (1, 3):
+        step = program.step_of_rows(hidden, best=True)
+        run_steps(Pool(library(), threads), step)
+        assert step.best is not None
+        values, ids = step.best
+        assert (
+            ids.tolist() == step.out.argmax(1).tolist()
+        )  # NumPy too takes the first, and NaN for the greatest
+        np.testing.assert_array_equal(values, step.out[np.arange(9), ids])
+        assert ids[3] == ids[5] == 0
+        assert np.isnan(values).tolist() == [row == 5 for row in range(9)]
+        assert len({int(i) // 8192 for i in ids}) > 1, "the greatest are in several pieces"

@@ -10,6 +10,7 @@ from corral.quant import Affine
 from corral.quant.encodings import awq
 from corral.quant.encodings.awq import AwqSettings
 from corral.quant.encodings.bits import pack_words, unpack_words
+from corral.quant.encodings.compressed_settings import CompressedTensorsSettings
 from corral.quant.encodings.config import Quantization, read_quantization
 from corral.quant.encodings.gptq import GptqSettings
 from corral.quant.encodings.modules import is_left_out
@@ -40,6 +41,18 @@ def test_config_json_wins_over_the_older_files() -> None:
 def test_unknown_methods_are_named(fields: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_quantization({"quantization_config": fields})
+
+
+def test_a_strategy_that_is_no_name_is_no_traceback() -> None:
+    inputs = {"num_bits": 8, "type": "int", "dynamic": True, "strategy": ["token"]}
+    group = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 8, "strategy": "channel"},
+        "input_activations": inputs,
+    }
+    found = Quantization.read({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}})
+    assert isinstance(found.settings, CompressedTensorsSettings)
+    assert found.settings.groups[0][1].activations == "tensor"
 
 
 def test_errors_name_the_older_file() -> None:

@@ -106,7 +106,7 @@ class EngineOptions:
         object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config))
         if self.kernels not in KERNELS:
             raise RequestError(f"kernels is {self.kernels!r}; it must be one of {', '.join(KERNELS)}")
-        if self.quantize is not None and self.quantize not in SCHEMES:
+        if self.quantize is not None and self.quantize not in tuple(SCHEMES):
             raise RequestError(f"quantize is {self.quantize!r}; it must be one of {', '.join(SCHEMES)}")
         if self.threads is not None:
             require_whole("threads", self.threads, low=1, high=1024)

@@ -20,6 +20,8 @@ from corral.engine.networks import Network, Runners, load_network, native_librar
 from corral.engine.options import EngineOptions
 from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.batch import Span
+from corral.errors import RequestError
+from corral.evals.errors import EvalError
 from corral.evals.windows import Window
 from corral.text.tokenizer import check_fits
 
@@ -93,8 +95,12 @@ class TextModel:
         check_fits(self.tokenizer, self.config.vocab_size)
 
     def check(self, context: int) -> None:
-        """Raises RequestError where the model has no such context."""
-        replace(self.setup.options, max_model_len=context).check(self.config)
+        """Raises EvalError where the model has no such context."""
+        try:
+            replace(self.setup.options, max_model_len=context).check(self.config)
+        except RequestError:
+            longest = f"{self.setup.model} has one of {self.config.max_position_embeddings:,} tokens"
+            raise EvalError(f"context is {context:,}, but {longest}; ask for less") from None
 
     def load(self, context: int) -> Scorer:
         """Reads the weights, to run windows of up to `context` tokens.

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from corral.errors import CheckpointError
 from corral.kernels import structures as c
 from corral.kernels.library import Library
 from corral.kernels.lower import lower_head, lower_layers, side_by_side
@@ -154,7 +155,10 @@ class _Packer:
             head = table
         assert head is not None
         quantized = any(matrix.is_quantized for matrix in self._matrices.values())
-        packed_head = quantized_head(head) if quantized else head
+        try:
+            packed_head = quantized_head(head) if quantized else head
+        except ValueError as error:
+            raise CheckpointError(f"the head cannot be quantized: {error}; the files are damaged") from None
         self._matrices[HEAD] = pack(packed_head, self._memory)
         if table is not packed_head:
             self._matrices[TABLE] = pack(table, self._memory)

@@ -192,8 +192,8 @@ def _activations(fields: Fields) -> Activations:
         return "none"
     if not dynamic:
         return "static"
-    found: dict[Any, Activations] = {"token": "token", "group": "group", "tensor": "tensor"}
-    return found.get(strategy, "tensor")
+    named: tuple[Activations, ...] = ("token", "group")
+    return next((kind for kind in named if kind == strategy), "tensor")
 
 
 def _block(value: Any, where: str) -> tuple[int, int]:
