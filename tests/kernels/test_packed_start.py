@@ -76,10 +76,10 @@ class Unread:
     def __getattr__(self, name: str) -> object:
         return getattr(self._checkpoint, name)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         raise AssertionError("the tensors were read")
 
-    def weights(self) -> Iterator[tuple[str, Weight]]:
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Weight]]:
         raise AssertionError("the weights were read")
 
 

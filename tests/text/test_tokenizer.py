@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as OracleTokenizer
@@ -273,37 +272,3 @@ def _smollm2_oracle(path: Path) -> OracleTokenizer:
     )
     oracle.decoder = decoders.ByteLevel()
     return oracle
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model(
-    tmp_path_factory: pytest.TempPathFactory, llama_models_folder: Path
-) -> tuple[Any, dict[str, Any]]:
-    """A SentencePiece BPE model trained on Meta's documents, and the same as GGUF metadata."""
-    prefix = tmp_path_factory.mktemp("sentencepiece") / "model"
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(llama_models_folder / "llama3_1" / "prompt_format.md"),
-        model_prefix=str(prefix),
-        model_type="bpe",
-        vocab_size=500,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
-    ids = range(processor.get_piece_size())
-    kinds = [
-        2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
-        for i in ids
-    ]
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [processor.id_to_piece(i) for i in ids],
-        "tokenizer.ggml.scores": [processor.get_score(i) for i in ids],
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.bos_token_id": processor.bos_id(),
-        "tokenizer.ggml.eos_token_id": processor.eos_id(),
-    }
-    return processor, metadata

@@ -81,10 +81,13 @@ class Checkpoint(Protocol):
     @property
     def files(self) -> tuple[Path, ...]: ...
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by Hugging Face weight name, one at a time; quantized ones as float32."""
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Tensors by Hugging Face weight name, one at a time; quantized ones as float32.
 
-    def weights(self) -> Iterator[tuple[str, Weight]]:
+        With a `prefix`, such as "model.layers.3.", those whose name begins with it; no others are read.
+        """
+
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Weight]]:
         """As `tensors`, but quantized matrices as the weight family that holds them without loss."""
 
     def tokenizer(self) -> Tokenizer: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,37 +15,20 @@ from gguf import GGMLQuantizationType as GgmlType
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corral.checkpoints.checkpoint import ChatTemplate, GenerationConfig
+from corral.checkpoints.checkpoint import ChatTemplate
 from corral.checkpoints.gguf_blocks import read_blocks
 from corral.checkpoints.gguf_file import GgufFile, GgufTensor
+from corral.checkpoints.gguf_metadata import llama3_scaling, read_ends, read_generation, read_templates
+from corral.checkpoints.gguf_names import ROPE_FACTORS, hf_name
 from corral.checkpoints.snapshot import gguf_parts
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig, RopeScaling
-from corral.model.rope import interleaved_to_halves, inverse_frequencies
+from corral.model.rope import interleaved_to_halves
 from corral.quant import Affine, Codebook, Weight
 from corral.text.tokenizer import Tokenizer
 
 _PLAIN = {GgmlType.F32: torch.float32, GgmlType.F16: torch.float16, GgmlType.BF16: torch.bfloat16}
-_ROPE_FACTORS = "rope_freqs.weight"
 _DEQUANTIZED_AT_ONCE = 1 << 18  # elements: the temporaries of dequantizing stay in the processor's cache
-
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 class GgufCheckpoint:
@@ -64,12 +46,12 @@ class GgufCheckpoint:
             _check_whole(file, tensor)
         try:
             self.config = self._read_config()
+            self.chat_template: ChatTemplate | None = read_templates(self.metadata)
+            self.generation = read_generation(self.metadata)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{path}: its metadata makes no sense ({error}); download it again"
             ) from None
-        self.chat_template: ChatTemplate | None = self.metadata.get("tokenizer.chat_template")
-        self.generation = GenerationConfig(eos_token_ids=self.config.eos_token_ids)
 
     @property
     def storage(self) -> dict[str, int]:
@@ -79,22 +61,26 @@ class GgufCheckpoint:
     def files(self) -> tuple[Path, ...]:
         return tuple(file.path for file in self._files)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, (file, tensor) in self._where.items():
-            if name != _ROPE_FACTORS:
-                yield _hf_name(name, file.path), self._undo_permutation(name, _read_tensor(file, tensor))
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        for full, name in self._names(prefix):
+            yield full, self._undo_permutation(name, _read_tensor(*self._where[name]))
 
-    def weights(self) -> Iterator[tuple[str, Weight]]:
-        for name, (file, tensor) in self._where.items():
-            if name == _ROPE_FACTORS:
-                continue
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Weight]]:
+        for full, name in self._names(prefix):
+            file, tensor = self._where[name]
             if GgmlType(tensor.type) in _PLAIN or len(tensor.shape) != 2:
-                yield _hf_name(name, file.path), self._undo_permutation(name, _read_tensor(file, tensor))
+                yield full, self._undo_permutation(name, _read_tensor(file, tensor))
                 continue
             weight = _read_blocks(file, tensor)
             order = self._undo_permutation(name, torch.arange(tensor.shape[0]))
             moved = ".attn_q." in name or ".attn_k." in name
-            yield _hf_name(name, file.path), weight.rows(order) if moved else weight
+            yield full, weight.rows(order) if moved else weight
+
+    def _names(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Hugging Face names that begin with `prefix`, each with the file's own."""
+        for name, (file, _) in self._where.items():
+            if name != ROPE_FACTORS and (full := _hf_name(name, file.path)).startswith(prefix):
+                yield full, name
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self.metadata)
@@ -126,7 +112,6 @@ class GgufCheckpoint:
             raise CheckpointError(f"{self.path} holds no token_embd.weight")
         heads = self._field("attention.head_count")
         hidden_size = self._field("embedding_length")
-        eos = [self.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
         config = LlamaConfig(
             vocab_size=self._where["token_embd.weight"][1].shape[0],
             hidden_size=hidden_size,
@@ -142,7 +127,7 @@ class GgufCheckpoint:
             attention_bias="blk.0.attn_q.bias" in self._where,
             mlp_bias="blk.0.ffn_up.bias" in self._where,
             bos_token_id=self.metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
+            eos_token_ids=read_ends(self.metadata),
             pad_token_id=self.metadata.get("tokenizer.ggml.padding_token_id"),
             dtype=self._dtype(),
         )
@@ -155,9 +140,13 @@ class GgufCheckpoint:
         return str(plain).removeprefix("torch.")
 
     def _read_rope_scaling(self, config: LlamaConfig) -> RopeScaling | None:
-        if _ROPE_FACTORS in self._where:
-            factors = _read_tensor(*self._where[_ROPE_FACTORS])
-            return _llama3_scaling(config, factors, self.path)
+        if ROPE_FACTORS in self._where:
+            scaling = llama3_scaling(config, _read_tensor(*self._where[ROPE_FACTORS]))
+            if scaling is None:
+                raise CheckpointError(
+                    f"{self.path}: {ROPE_FACTORS} follows no rope scaling that Corral knows"
+                )
+            return scaling
         kind = self.metadata.get("llama.rope.scaling.type", "none")
         factor = self.metadata.get(
             "llama.rope.scaling.factor", self.metadata.get("llama.rope.scale_linear", 1.0)
@@ -171,16 +160,6 @@ class GgufCheckpoint:
         return RopeScaling("linear", float(factor))
 
 
-def _llama3_scaling(config: LlamaConfig, factors: Tensor, path: Path) -> RopeScaling:
-    """GGUF stores Llama 3.1's scaling as one divisor per frequency; this finds the rule that gives them."""
-    scaling = RopeScaling("llama3", float(factors.max()))
-    plain = inverse_frequencies(config)
-    scaled = inverse_frequencies(LlamaConfig(**{**vars(config), "rope_scaling": scaling}))
-    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors, rtol=1e-4):
-        raise CheckpointError(f"{path}: {_ROPE_FACTORS} follows no rope scaling that Corral knows")
-    return scaling
-
-
 def _parts(path: Path) -> list[Path]:
     parts = [path.with_name(name) for name in gguf_parts(path.name)]
     for part in parts:
@@ -190,13 +169,10 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _hf_name(name: str, path: Path) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem in _NAMES:
-        return f"{_NAMES[stem]}.{kind}"
-    match = _LAYER.fullmatch(name)
-    if match is None or match[2] not in _LAYER_NAMES:
+    full = hf_name(name)
+    if full is None:
         raise CheckpointError(f"{path} holds {name}, which no Llama model has")
-    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    return full
 
 
 def _num_bytes(tensor: GgufTensor, path: Path) -> int:

@@ -74,13 +74,13 @@ class MetaCheckpoint:
     def storage(self) -> dict[str, int]:
         return dict(Counter(str(t.dtype).removeprefix("torch.") for t in self._shards[0].values()))
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         for name in self._shards[0]:
-            if not name.startswith("rope."):
-                yield _hf_name(name, self.path), self._merge(name)
+            if not name.startswith("rope.") and (full := _hf_name(name, self.path)).startswith(prefix):
+                yield full, self._merge(name)
 
-    def weights(self) -> Iterator[tuple[str, Weight]]:
-        yield from self.tensors()
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Weight]]:
+        yield from self.tensors(prefix)
 
     def tokenizer(self) -> Tokenizer:
         for folder in (self.path, self.path.parent):

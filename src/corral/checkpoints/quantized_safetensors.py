@@ -33,9 +33,10 @@ def quantization_of(folder: Path, fields: Mapping[str, Any]) -> tuple[Quantizati
 
 
 def quantized_weights(
-    files: TensorFiles, quantization: Quantization, config: LlamaConfig
+    files: TensorFiles, quantization: Quantization, config: LlamaConfig, prefix: str = ""
 ) -> Iterator[tuple[str, Weight]]:
-    """All weights by Hugging Face weight name, one at a time; those that are not quantized as they are.
+    """The weights whose Hugging Face names begin with `prefix`, one at a time; those that are not quantized
+    as they are.
 
     Each module is decoded when it is asked for, wherever its tensors lie. Scales of KV caches are left out,
     and biases of zeros that a format adds to a model which has none.
@@ -47,7 +48,7 @@ def quantized_weights(
     unused = tuple(f".{part}" for part in quantization.unused)
     with files.opened() as get:
         for name in files.where:
-            if name.endswith(unused):
+            if name.endswith(unused) or not name.startswith(prefix):
                 continue
             module, part = _split(name, quantization.parts)
             names = modules.get(module, {})

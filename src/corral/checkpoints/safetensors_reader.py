@@ -45,15 +45,15 @@ class SafetensorsCheckpoint:
     def files(self) -> tuple[Path, ...]:
         return (self.path / CONFIG, *self._settings, *self._tensors.paths)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self.weights():
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        for name, weight in self.weights(prefix):
             yield name, weight if isinstance(weight, Tensor) else weight.dequantize()
 
-    def weights(self) -> Iterator[tuple[str, Weight]]:
+    def weights(self, prefix: str = "") -> Iterator[tuple[str, Weight]]:
         if self.quantization is None:
-            yield from self._tensors.each()
+            yield from self._tensors.each(prefix)
         else:
-            yield from quantized_weights(self._tensors, self.quantization, self.config)
+            yield from quantized_weights(self._tensors, self.quantization, self.config, prefix)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_hf(self.path)

@@ -43,11 +43,12 @@ class TensorFiles:
             counts.update(entry["dtype"] for name, entry in _header(file).items() if name != "__metadata__")
         return dict(counts)
 
-    def each(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with their names, file by file; a file is let go of before the next is opened."""
+    def each(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """All tensors whose names begin so, file by file; a file is let go of before the next is opened."""
         names_of: dict[Path, list[str]] = {}
         for name, file in self.where.items():
-            names_of.setdefault(file, []).append(name)
+            if name.startswith(prefix):
+                names_of.setdefault(file, []).append(name)
         for names in names_of.values():
             with self.opened() as get:
                 for name in names:

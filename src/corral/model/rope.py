@@ -56,6 +56,15 @@ def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
+def halves_to_interleaved(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorders rows of a q or k projection from Hugging Face's pairs to Meta's, which GGUF keeps too.
+
+    The inverse of `interleaved_to_halves`.
+    """
+    halves = weight.reshape(num_heads, 2, -1, *weight.shape[1:])  # [heads, 2, head_dim / 2, ...]
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
 def _dynamic_theta(config: LlamaConfig, scaling: RopeScaling, context_length: int) -> float:
     """NTK-aware scaling: a base at which the slowest pair spans the longer context."""
     trained = config.max_position_embeddings
