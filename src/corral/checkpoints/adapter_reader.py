@@ -19,6 +19,7 @@ from corral.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from corral.errors import CheckpointError
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
+from corral.quant.linear import QuantizedLinear
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -26,6 +27,8 @@ _HALF = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
 # PEFT saves these along, unchanged, when the head is adapted.
 _SAVED_ALONG = re.compile(r"(model\.embed_tokens|lm_head)(\.base_layer)?\.weight")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Linear = nn.Linear | QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def read_adapter(
     """
     config = AdapterConfig.read(folder / ADAPTER_CONFIG)
     file, tensors = _read_tensors(folder)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("base_model.model.")
@@ -78,7 +81,7 @@ def check_adapter(folder: Path, config: LlamaConfig) -> None:
 
 
 def _low_rank(
-    file: Path, config: AdapterConfig, module: str, linear: nn.Linear | None, halves: Mapping[str, Tensor]
+    file: Path, config: AdapterConfig, module: str, linear: Linear | None, halves: Mapping[str, Tensor]
 ) -> LowRank:
     if linear is None:
         raise CheckpointError(
@@ -107,7 +110,7 @@ def _low_rank(
     return LowRank(a, b, config.scale_of(module))
 
 
-def _check_shapes(file: Path, module: str, linear: nn.Linear, a: Tensor, b: Tensor) -> None:
+def _check_shapes(file: Path, module: str, linear: Linear, a: Tensor, b: Tensor) -> None:
     fits = (
         a.ndim == 2
         and b.ndim == 2

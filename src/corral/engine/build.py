@@ -43,7 +43,7 @@ def build_engine(
         RequestError: the memory or the draft model does not do; the message names the option.
     """
     runners = Runners(options, model.device)
-    model, draft = runners.prepare(model), None if draft is None else runners.prepare(draft)
+    model, draft = runners.prepare(model), None if draft is None else runners.prepare(draft, is_draft=True)
     scheduler = options.scheduler(model.device.type)
     fit = fit_cache(model, options, scheduler, None if draft is None else draft.config)
     for note in fit.notes:

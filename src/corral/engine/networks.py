@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from corral.checkpoints.checkpoint import Checkpoint
-from corral.checkpoints.load import checked, load_model
+from corral.checkpoints.load import checked, load_model, quantizing
 from corral.devices import pick_dtype
 from corral.engine.cache.storage import KVStorage
 from corral.engine.options import EngineOptions
@@ -17,7 +16,7 @@ from corral.engine.run.adapters import AdapterSet
 from corral.engine.run.graphs import CudaCapture, GraphRunner
 from corral.engine.run.native_runner import NativeRunner
 from corral.engine.run.runner import Runner, TorchRunner
-from corral.errors import CheckpointError, RequestError
+from corral.errors import RequestError
 from corral.kernels.keeping import Keeping
 from corral.kernels.library import Library, Pool, load
 from corral.kernels.memory import Memory
@@ -26,7 +25,7 @@ from corral.kernels.packed_file import PackedWeights
 from corral.kernels.packed_llama import TABLE, PackedLlama, pack_llama, pack_weights
 from corral.model.llama import Llama
 from corral.quant import Weight
-from corral.quant.on_load import quantized
+from corral.quant.linear import QuantizedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +41,12 @@ def native_library(options: EngineOptions, device: torch.device) -> Library | No
         RequestError: the options ask for native kernels, and there are none.
     """
     if options.kernels == "torch":
-        _require_no_quantize(options)
         return None
     library = load() if device.type == "cpu" else None
     if library is None and options.kernels == "native":
         where = "are not built here" if device.type == "cpu" else f"do not run on {device}"
         raise RequestError(f"kernels is 'native', but the native kernels {where}; leave it at 'auto'")
-    if library is None:
-        _require_no_quantize(options)
     return library
-
-
-def _require_no_quantize(options: EngineOptions) -> None:
-    if options.quantize is not None:
-        raise RequestError(f"quantize is {options.quantize!r}, which only the native kernels of a CPU run")
 
 
 def load_network(
@@ -67,9 +58,10 @@ def load_network(
 ) -> Network:
     """A checkpoint's network, ready to run.
 
-    With native kernels and a `dtype` of "auto", quantized weights stay as they are; a type that is named is
-    that of all weights. What was packed is kept for the next time, unless it is small; `notice` is told where
-    that cannot be.
+    With a `dtype` of "auto", quantized weights stay as they are, but on a CPU without native kernels: there
+    unpacking them at every step takes four times as long as the step. A type that is named is that of all
+    weights, but for those that `options.quantize` makes smaller. What was packed for the native kernels is
+    kept for the next time, unless it is small; `notice` is told where that cannot be.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of the wrong shape; the message names it.
@@ -78,7 +70,8 @@ def load_network(
     kind = pick_dtype(dtype, device)
     library = native_library(options, device)
     if library is None:
-        return load_model(checkpoint, kind, device, options.max_model_len)
+        return _load_for_torch(checkpoint, kind, device, options, dtype == "auto" and device.type != "cpu")
+    as_stored = dtype == "auto" or options.quantize is not None
     network = Llama.on_meta(checkpoint.config, options.max_model_len)
     cache = PackedCache()
     facts: dict[str, str | bool] = {"as_stored": dtype == "auto", "dtype": str(kind).removeprefix("torch.")}
@@ -89,28 +82,24 @@ def load_network(
     kept = cache.load(key, Memory(), check_content=True) if cache.limit else None
     if kept is not None and _fits(network, kept):
         return PackedLlama(library, network, kind, kept.matrices, kept.tensors)
-    as_stored = dtype == "auto" or options.quantize is not None
     weights = checked(checkpoint, network, checkpoint.weights() if as_stored else checkpoint.tensors())
     if options.quantize is not None:
-        weights = _quantized(checkpoint, weights, options.quantize)
+        weights = quantizing(checkpoint, weights, options.quantize)
     packed = pack_weights(library, network, _in_type(weights, kind), kind)
     if cache.limit and packed.num_bytes >= _WORTH_KEEPING:
         Keeping(cache, key, packed, notice)
     return packed
 
 
-def _quantized(
-    checkpoint: Checkpoint, weights: Iterator[tuple[str, Weight]], scheme: str
-) -> Iterator[tuple[str, Weight]]:
-    for name, weight in weights:
-        if not isinstance(weight, Tensor):
-            raise RequestError(
-                f"quantize is {scheme!r}, but {checkpoint.path} is quantized already: {name}; leave it out"
-            )
-        try:
-            yield name, quantized(name, weight, scheme)
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint.path}: {name} cannot be quantized: {error}") from None
+def _load_for_torch(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: EngineOptions, as_stored: bool
+) -> Llama:
+    length, scheme = options.max_model_len, options.quantize
+    model = load_model(checkpoint, dtype, device, length, as_stored=as_stored, quantize=scheme)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.exact = options.exact_activations
+    return model
 
 
 def _fits(network: Llama, kept: PackedWeights) -> bool:
@@ -141,6 +130,10 @@ def _in_type(weights: Iterator[tuple[str, Weight]], dtype: torch.dtype) -> Itera
         yield name, weight.to(dtype) if is_matrix and isinstance(weight, torch.Tensor) else weight
 
 
+def _is_quantized(network: Llama) -> bool:
+    return any(isinstance(module, QuantizedLinear) for module in network.modules())
+
+
 class Runners:
     """Makes the runners of an engine, which share its threads.
 
@@ -156,15 +149,19 @@ class Runners:
         if self._library is None and device.type == "cpu" and options.threads is not None:
             torch.set_num_threads(options.threads)
 
-    def prepare(self, network: Network) -> Network:
-        """The network as it is run: packed, where native kernels run it."""
-        if self._library is None or isinstance(network, PackedLlama):
+    def prepare(self, network: Network, *, is_draft: bool = False) -> Network:
+        """The network as it is run: packed, where native kernels run it.
+
+        Raises:
+            RequestError: the options ask for quantized weights, and this network was loaded without.
+        """
+        if isinstance(network, PackedLlama):
             return network
-        if self._options.quantize is not None:
+        if self._options.quantize is not None and not is_draft and not _is_quantized(network):
             raise RequestError(
                 "quantize is for weights that are read; those of this network are there already"
             )
-        return pack_llama(self._library, network)
+        return network if self._library is None else pack_llama(self._library, network)
 
     def runner(self, network: Network, storage: KVStorage, adapters: AdapterSet) -> Runner:
         """A runner of a network that is prepared."""

@@ -80,9 +80,10 @@ class EngineOptions:
         threads: of the native kernels; None is one for each physical core that the process may use. Where
             torch computes, they are torch's, in the whole process; None leaves them as they are.
         exact_activations: multiply quantized weights with bfloat16 activations instead of 8-bit ones: slower,
-            and nearer to the weights' own accuracy.
+            and nearer to the weights' own accuracy. Where torch computes, 8-bit ones meet nothing but 8-bit
+            floats whose checkpoint asks for it, on a GPU that multiplies them.
         quantize: make the weights of a full-precision checkpoint smaller while they are read: "int8", "int4",
-            "nf4" or "fp8"; see `corral.quant.on_load`. For the native kernels.
+            "nf4" or "fp8"; see `corral.quant.on_load`.
     """
 
     max_model_len: int | None = None

@@ -19,6 +19,7 @@ from corral.kernels.program import Program
 from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from corral.quant import Weight
+from corral.quant.linear import named_weights
 
 TABLE = "model.embed_tokens"
 HEAD = "lm_head"
@@ -108,10 +109,9 @@ class PackedLlama:
 
 def pack_llama(library: Library, network: Llama, dtype: torch.dtype | None = None) -> PackedLlama:
     """Packs a network whose weights are loaded; its own weights are not needed afterwards."""
-    weights = dict(network.state_dict())
     skeleton = Llama.on_meta(network.config)
     skeleton.inverse_frequencies = network.inverse_frequencies
-    return pack_weights(library, skeleton, weights.items(), dtype or network.dtype)
+    return pack_weights(library, skeleton, named_weights(network), dtype or network.dtype)
 
 
 def pack_weights(

@@ -18,6 +18,7 @@ from corral.quant.groups import (
     row_slices,
     some_rows,
 )
+from corral.quant.matmul import matmul
 
 _ZEROS = (torch.uint8, torch.int16, torch.int32)
 
@@ -80,7 +81,7 @@ class Affine:
         """
         rows, columns = self.shape
         result = torch.empty(rows, columns, dtype=dtype, device=self.codes.device)
-        for part in row_slices(rows, columns):
+        for part in row_slices(rows, columns, self.codes.device):
             values = self.codes[part].float().view(-1, columns // self.group_size, self.group_size)
             zero = self.zero[part, :, None].float() if isinstance(self.zero, Tensor) else float(self.zero)
             values.sub_(zero).mul_(self.scale[part, :, None].float())
@@ -91,6 +92,12 @@ class Affine:
             else:
                 result[part, self.order] = values.view(-1, columns).to(dtype)
         return result
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x [..., columns] times the matrix: [..., rows], as `corral.quant.matmul` does it."""
+        if self.order is None:
+            return matmul(x, self)
+        return matmul(x.index_select(-1, self.order), replace(self, order=None))
 
     def rows(self, index: Tensor | slice) -> Affine:
         """Some rows, or all of them in another order: `index` is a slice, or int64 [new rows]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corral.quant.groups import check_codes, check_floats, check_weight, grouped, row_slices, some_rows
+from corral.quant.matmul import matmul
 
 _SMALLEST = 1e-38  # what a group of zeros is divided by
 
@@ -89,10 +90,15 @@ class Codebook:
         """The matrix [rows, columns]: each level times its scale, in float32, rounded once."""
         rows, columns = self.shape
         result = torch.empty(rows, columns, dtype=dtype, device=self.codes.device)
-        for part in row_slices(rows, columns):
-            values = self.levels[self.codes[part].int()].view(-1, columns // self.group_size, self.group_size)
+        for part in row_slices(rows, columns, self.codes.device):
+            levels = self.levels.index_select(0, self.codes[part].flatten().long())
+            values = levels.view(-1, columns // self.group_size, self.group_size)
             result[part] = values.mul_(self.scale[part, :, None].float()).view(-1, columns)
         return result
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x [..., columns] times the matrix: [..., rows], as `corral.quant.matmul` does it."""
+        return matmul(x, self)
 
     def rows(self, index: Tensor | slice) -> Codebook:
         """Some rows, or all of them in another order: `index` is a slice, or int64 [new rows]."""

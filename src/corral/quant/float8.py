@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from corral.quant.groups import check_floats, check_weight, row_slices
+from corral.quant.matmul import matmul
 
 LARGEST = 448.0
 """The largest magnitude of float8_e4m3fn."""
@@ -65,9 +66,13 @@ class Float8:
         """The matrix [rows, columns]: each code times its scale, rounded to float32, and then to `dtype`."""
         rows, columns = self.shape
         result = torch.empty(rows, columns, dtype=dtype, device=self.codes.device)
-        for part in row_slices(rows, columns):
-            result[part] = self.codes[part].float().mul_(self._spread_scale(part))
+        for part in row_slices(rows, columns, self.codes.device):
+            result[part] = _floats(self.codes[part]).mul_(self._spread_scale(part))
         return result
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x [..., columns] times the matrix: [..., rows], as `corral.quant.matmul` does it."""
+        return matmul(x, self)
 
     def rows(self, index: Tensor | slice) -> Float8:
         """Some rows, or all of them in another order: `index` is a slice, or int64 [new rows].
@@ -123,6 +128,14 @@ class Float8:
 def blocks_of(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
     """How many blocks lie below each other, and side by side."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
+def _floats(codes: Tensor) -> Tensor:
+    """8-bit floats as float32. On a CPU, where torch converts them one by one, they are looked up."""
+    if codes.device.type != "cpu":
+        return codes.float()
+    table = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    return table.index_select(0, codes.view(torch.uint8).flatten().long()).view(codes.shape)
 
 
 def _largest(weight: Tensor, block: tuple[int, int]) -> Tensor:

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 1 << 18  # elements: temporaries of this size stay in the processor's cache
+_AT_ONCE_ELSEWHERE = 1 << 24  # on other devices each step costs a launch; this bounds its memory
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def row_slices(rows: int, columns: int) -> Iterator[slice]:
-    """Stretches of rows that are small enough to be worked on in the processor's cache."""
-    step = max(1, _AT_ONCE // max(1, columns))
+def row_slices(rows: int, columns: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Stretches of rows that are small enough to be worked on in the processor's cache.
+
+    On a `device` that is no CPU they are longer.
+    """
+    at_once = _AT_ONCE if device is None or device.type == "cpu" else _AT_ONCE_ELSEWHERE
+    step = max(1, at_once // max(1, columns))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
 

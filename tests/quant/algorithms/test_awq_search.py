@@ -39,11 +39,13 @@ def test_large_channels_are_rounded_more_finely(duo_scaling: bool, bits: int) ->
     weights, inputs = weights_of(40, 24), salient_inputs(128)
     quantize, error = partial(rounded, bits=bits), partial(error_of, weights, inputs)
     options = AwqOptions(duo_scaling=duo_scaling)
-    scales = search_scales(weights, 32, input_sizes(inputs), quantize, error, options)
+    found = search_scales(weights, 32, input_sizes(inputs), quantize, error, options)
+    scales = found.scales
     large = input_sizes(inputs) > 10
     assert scales[large].min() > 2 * scales[~large].max()
-    plain = error([quantize(weight) for weight in weights])
-    assert error([quantize(weight * scales) / scales for weight in weights]) < 0.5 * plain
+    assert found.plain_error == error([quantize(weight) for weight in weights])
+    assert found.error == error([quantize(weight * scales) / scales for weight in weights])
+    assert found.error < 0.5 * found.plain_error
 
 
 def test_where_nothing_helps_the_weights_stay_as_they_are() -> None:
@@ -51,7 +53,7 @@ def test_where_nothing_helps_the_weights_stay_as_they_are() -> None:
     nothing_lost = search_scales(
         weights, 32, input_sizes(inputs), lambda weight: weight, lambda _: 1.0, AwqOptions()
     )
-    assert bool((nothing_lost == 1).all())
+    assert bool((nothing_lost.scales == 1).all())
 
 
 def test_channels_that_are_always_zero_are_no_trouble() -> None:
@@ -59,7 +61,7 @@ def test_channels_that_are_always_zero_are_no_trouble() -> None:
     inputs[:, 3] = 0.0
     weights[0][:, 7] = 0.0
     error = partial(error_of, weights, inputs)
-    scales = search_scales(weights, 32, input_sizes(inputs), rounded, error)
+    scales = search_scales(weights, 32, input_sizes(inputs), rounded, error).scales
     assert bool(torch.isfinite(scales).all())
     assert bool((scales > 0).all())
     assert error([rounded(weights[0] * scales) / scales]) < error([rounded(weights[0])])
@@ -69,11 +71,14 @@ def test_channels_that_are_always_zero_are_no_trouble() -> None:
 def test_clipping_makes_no_group_worse(symmetric: bool) -> None:
     (weight,), inputs = weights_of(30), torch.randn(64, 128, generator=torch.Generator().manual_seed(2))
 
+    def quantize(some: Tensor) -> Tensor:
+        return round_to_nearest(some, 3, 32, symmetric=symmetric).dequantize()
+
     def errors(kept: Tensor) -> Tensor:
-        change = round_to_nearest(kept, 3, 32, symmetric=symmetric).dequantize() - weight
+        change = quantize(kept) - weight
         return torch.einsum("tgc,rgc->trg", inputs.view(64, 4, 32), change.view(30, 4, 32)).pow(2).mean(0)
 
-    clipped = clip_search(weight, inputs, 3, 32, symmetric=symmetric)
+    clipped = clip_search(weight, inputs, 32, quantize)
     assert bool((errors(clipped) <= errors(weight) * (1 + 1e-4)).all())
     assert errors(clipped).sum() < 0.95 * errors(weight).sum()
     within = weight.abs() <= clipped.view(30, 4, 32).abs().amax(2).repeat_interleave(32, 1)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from corral.quant.algorithms.grid import round_to_nearest
 from corral.quant.groups import check_weight
 
 _LEAST = 1e-4  # of a scale, before all are brought around 1
+_OUTPUTS_AT_ONCE = 1 << 24  # numbers: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,21 @@ class AwqOptions:
     duo_scaling: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class ScaleSearch:
+    """What a search found.
+
+    Attributes:
+        scales: of the inputs [columns]; ones where nothing was better.
+        error: of the output with them.
+        plain_error: of the output without any.
+    """
+
+    scales: Tensor
+    error: float
+    plain_error: float
+
+
 def search_scales(
     weights: Sequence[Tensor],
     group_size: int,
@@ -39,8 +54,8 @@ def search_scales(
     quantize: Callable[[Tensor], Tensor],
     output_error: Callable[[Sequence[Tensor]], float],
     options: AwqOptions = AwqOptions(),
-) -> Tensor:
-    """The scales [columns] of the inputs of some layers under which rounding costs the least: ones at worst.
+) -> ScaleSearch:
+    """The scales of the inputs of some layers under which rounding costs the least.
 
     Args:
         weights: [rows, columns] of each layer that reads the inputs.
@@ -52,7 +67,7 @@ def search_scales(
     sizes = input_sizes.float()
     weight_sizes = _weight_sizes(weights, group_size)
     best = torch.ones_like(sizes)
-    least = output_error([quantize(weight) for weight in weights])
+    plain = least = output_error([quantize(weight) for weight in weights])
     for step in range(options.steps):
         scales = _scales(sizes, weight_sizes, step / options.steps, options.duo_scaling)
         if not bool(torch.isfinite(scales).all()):
@@ -60,37 +75,48 @@ def search_scales(
         error = output_error([quantize(weight * scales) / scales for weight in weights])
         if error < least:
             best, least = scales, error
-    return best
+    return ScaleSearch(best, least, plain)
 
 
 def clip_search(
-    weight: Tensor, inputs: Tensor, bits: int, group_size: int, *, symmetric: bool = True, steps: int = 20
+    weight: Tensor, inputs: Tensor, group_size: int, quantize: Callable[[Tensor], Tensor], steps: int = 20
 ) -> Tensor:
     """A weight [rows, columns] whose groups are cut off where their part of the output is nearest then.
 
-    For each group the largest magnitude that is kept goes from all of it down to half; `inputs` are some of
-    the layer's [tokens, columns].
+    For each group the largest magnitude that is kept goes from all of it down to half.
+
+    Args:
+        weight: of the layer.
+        inputs: some of the layer's [tokens, columns].
+        group_size: columns that are rounded with one scale.
+        quantize: what a weight is after rounding, each row for itself.
+        steps: from all of the magnitude to nothing; half of them are tried.
 
     Raises:
         ValueError: the weight holds what is not finite, or `group_size` does not divide its columns.
     """
-    rows, columns = check_weight(weight, group_size)
+    _, columns = check_weight(weight, group_size)
     groups = columns // group_size
-    x = inputs.to(weight.dtype).view(-1, groups, group_size)
-    parts = weight.view(rows, groups, group_size)
-    output = torch.einsum("tgc,rgc->trg", x, parts)
+    x = inputs.to(weight.dtype).view(-1, groups, group_size).transpose(0, 1)  # [groups, tokens, group_size]
+    some = max(1, _OUTPUTS_AT_ONCE // (len(inputs) * groups))
+    parts = torch.split(weight, some)
+    return torch.cat([_clipped(part, x, quantize, steps) for part in parts])
+
+
+def _clipped(weight: Tensor, x: Tensor, quantize: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+    rows, groups = len(weight), len(x)
+    parts = weight.view(rows, groups, -1)
     whole = parts.abs().amax(2, keepdim=True)
     best, least = whole.clone(), torch.full_like(whole[..., 0], torch.inf)
     for step in range(steps // 2):
         bound = whole * (1 - step / steps)
-        clipped = parts.clamp(-bound, bound).view(rows, columns)
-        rounded = round_to_nearest(clipped, bits, group_size, symmetric=symmetric).dequantize(weight.dtype)
-        change = torch.einsum("tgc,rgc->trg", x, rounded.view(rows, groups, group_size)) - output
-        error = change.pow(2).mean(0)
+        change = quantize(parts.clamp(-bound, bound).view(rows, -1)).view_as(parts) - parts
+        outputs = torch.bmm(x, change.permute(1, 2, 0))  # [groups, tokens, rows]
+        error = outputs.pow_(2).mean(1).t()
         better = error < least
         least = torch.where(better, error, least)
         best = torch.where(better[..., None], bound, best)
-    return parts.clamp(-best, best).reshape(rows, columns)
+    return parts.clamp(-best, best).reshape(rows, -1)
 
 
 def input_sizes(inputs: Tensor) -> Tensor:

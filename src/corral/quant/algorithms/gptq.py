@@ -63,11 +63,12 @@ def gptq(
     group_size: int,
     *,
     symmetric: bool = True,
+    scale_dtype: torch.dtype = torch.float16,
     options: GptqOptions = GptqOptions(),
 ) -> Affine:
     """A weight [rows, columns] quantized for inputs of a Hessian [columns, columns].
 
-    Computed in the Hessian's type, float32 or float64.
+    Computed in the Hessian's type, float32 or float64. `scale_dtype` is that of the scales.
 
     Raises:
         ValueError: shapes do not fit, or the weight or the Hessian holds what is not finite.
@@ -79,11 +80,14 @@ def gptq(
     unused = hessian.diagonal() == 0  # their inputs are always zero: any code will do, and 0 is in reach
     hessian.diagonal()[unused] = 1.0
     rest = weight.to(hessian.dtype).masked_fill(unused, 0.0)
-    grid = Grid.find(rest, bits, group_size, symmetric=symmetric, search=options.search)
+    grid = Grid.find(
+        rest, bits, group_size, symmetric=symmetric, search=options.search, scale_dtype=scale_dtype
+    )
     order = torch.arange(columns, device=weight.device)
     if options.activation_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order], options.damping)
+        hessian = hessian[order][:, order]
+    factor = _inverse_factor(hessian, options.damping)
     codes = torch.empty_like(rest)
     codes[:, order] = _round_columns(rest[:, order], factor, grid, order // group_size, options.block_size)
     return grid.affine(codes)
@@ -111,14 +115,14 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor of the inverse of a Hessian, damped as much as that takes."""
     mean = hessian.diagonal().mean()
     for attempt in range(_ATTEMPTS):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * 10**attempt * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        factor = hessian.clone()  # of several gigabytes for wide layers: each step writes where the last did
+        factor.diagonal().add_(damping * 10**attempt * mean)
+        failed = torch.zeros((), dtype=torch.int32, device=hessian.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if failed:
             continue
-        inverse = torch.cholesky_inverse(lower)
-        upper: Tensor
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        torch.cholesky_inverse(factor, out=factor)
+        torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
         if not failed:
-            return upper
+            return factor
     raise ValueError("the Hessian is not positive: its inputs are no sums of squares")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corral.quant.affine import Affine
-from corral.quant.groups import check_weight, row_slices
+from corral.quant.groups import check_weight, grouped, row_slices
 
 _SMALLEST_SCALE = 2.0**-24  # float16's smallest number above zero
 _NORM = 2.4  # of the search: between the mean square and the largest error
@@ -27,7 +27,7 @@ class Grid:
     Attributes:
         bits: 2 to 8.
         group_size: columns of a group.
-        scale: float16 [rows, groups], never zero.
+        scale: [rows, groups], in the type that the format stores; never zero.
         zero: uint8 [rows, groups].
     """
 
@@ -38,7 +38,14 @@ class Grid:
 
     @classmethod
     def find(
-        cls, weight: Tensor, bits: int, group_size: int, *, symmetric: bool = True, search: bool = False
+        cls,
+        weight: Tensor,
+        bits: int,
+        group_size: int,
+        *,
+        symmetric: bool = True,
+        search: bool = False,
+        scale_dtype: torch.dtype = torch.float16,
     ) -> Grid:
         """The grid of a weight [rows, columns].
 
@@ -54,9 +61,9 @@ class Grid:
         check_weight(weight, group_size)
         found = []
         for part in row_slices(*weight.shape):
-            groups = weight[part].float().reshape(-1, weight.shape[1] // group_size, group_size)
+            groups = grouped(weight[part], group_size)
             low, high = groups.amin(2).clamp_max(0.0), groups.amax(2).clamp_min(0.0)
-            best = _spanning(low, high, bits, symmetric)
+            best = _spanning(low, high, bits, symmetric, scale_dtype)
             if search:
                 best = _searched(groups, low, high, best, bits, symmetric)
             found.append(best)
@@ -81,20 +88,27 @@ class Grid:
 
 
 def round_to_nearest(
-    weight: Tensor, bits: int, group_size: int, *, symmetric: bool = True, search: bool = False
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = True,
+    search: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
 ) -> Affine:
     """A weight [rows, columns] on the grid that `Grid.find` finds, each value for itself."""
-    grid = Grid.find(weight, bits, group_size, symmetric=symmetric, search=search)
+    grid = Grid.find(weight, bits, group_size, symmetric=symmetric, search=search, scale_dtype=scale_dtype)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    groups = torch.arange(weight.shape[1], device=weight.device) // group_size
     for part in row_slices(*weight.shape):
-        some = Grid(bits, group_size, grid.scale[part], grid.zero[part])
-        codes[part] = some.codes(weight[part].float(), groups).to(torch.uint8)
+        step, origin = grid.scale[part, :, None].float(), grid.zero[part, :, None].float()
+        codes[part] = _codes(grouped(weight[part], group_size), step, origin, bits).view(-1, codes.shape[1])
     return grid.affine(codes)
 
 
-def _spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale (float16) and zero (uint8) of the ranges from `low` <= 0 to `high` >= 0."""
+def _spanning(
+    low: Tensor, high: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero (uint8) of the ranges from `low` <= 0 to `high` >= 0."""
     most = (1 << bits) - 1
     if symmetric:
         scale = 2 * torch.maximum(-low, high) / most
@@ -102,9 +116,11 @@ def _spanning(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Te
     else:
         scale = (high - low) / most
         zero = torch.zeros_like(scale)
-    scale = scale.clamp_min(_SMALLEST_SCALE).half()
+    scale = scale.clamp_min(_SMALLEST_SCALE).to(scale_dtype)
     if bool(scale.isinf().any()):
-        raise ValueError("the weight has a group whose range is beyond float16's")
+        raise ValueError(
+            f"the weight has a group whose range is beyond {str(scale_dtype).removeprefix('torch.')}'s"
+        )
     if not symmetric:
         zero = (-low / scale.float()).round_().clamp_(0, most)
     return scale, zero.to(torch.uint8)
@@ -117,7 +133,7 @@ def _searched(
     least = _error(groups, scale, zero, bits)
     for step in range(1, int(_STEPS * (1 - _LEAST))):
         share = 1 - step / _STEPS
-        new_scale, new_zero = _spanning(low * share, high * share, bits, symmetric)
+        new_scale, new_zero = _spanning(low * share, high * share, bits, symmetric, scale.dtype)
         error = _error(groups, new_scale, new_zero, bits)
         better = error < least
         least = torch.where(better, error, least)
@@ -132,4 +148,4 @@ def _error(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def _codes(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    return (values / scale + zero).round_().clamp_(0, (1 << bits) - 1)
+    return (values / scale).add_(zero).round_().clamp_(0, (1 << bits) - 1)

@@ -5,7 +5,7 @@
     gptq                 2, 3, 4 and 8 bits, versions 1 and 2,            Affine             symmetric
                          with and without activation order
     compressed_tensors   pack-, int- and float-quantized                  Affine, Float8     yes
-    fbgemm_fp8           fbgemm_fp8 and fp8                               Float8             no
+    fbgemm_fp8           fbgemm_fp8 and fp8                               Float8             fbgemm_fp8
     bitsandbytes         nf4 and fp4, with and without double             Codebook, Affine   nf4, fp4
                          quantization; LLM.int8
 

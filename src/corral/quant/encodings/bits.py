@@ -32,10 +32,21 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
     raw = codes.cpu().contiguous().numpy()
     words = np.zeros((rows, num_words * 4), np.uint8)
     for part in row_slices(rows, count):
-        ones = np.unpackbits(raw[part][..., None], axis=2, bitorder="little")[..., :bits]
-        dense = np.packbits(ones.reshape(len(ones), -1), axis=1, bitorder="little")
+        dense = _dense(raw[part], bits)
         words[part, : dense.shape[1]] = dense
     return torch.from_numpy(words.view(np.int32))
+
+
+def _dense(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The bytes of rows of codes [rows, count], side by side; what is over in the last byte is 0."""
+    each, over = divmod(8, bits)
+    if over or codes.shape[1] % each:
+        ones = np.unpackbits(codes[..., None], axis=2, bitorder="little")[..., :bits]
+        return np.packbits(ones.reshape(len(ones), -1), axis=1, bitorder="little")
+    packed = codes[:, ::each].copy()
+    for i in range(1, each):
+        packed |= codes[:, i::each] << (bits * i)
+    return packed
 
 
 def _spread(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

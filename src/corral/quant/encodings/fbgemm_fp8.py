@@ -75,6 +75,14 @@ class Fp8Settings:
         fields.close("quant_method dequantize kv_cache_scheme")
         return settings
 
+    def to_hf(self) -> dict[str, object]:
+        """The `quantization_config` of fbgemm_fp8, which transformers and vLLM read."""
+        return {
+            "quant_method": "fbgemm_fp8",
+            "activation_scale_ub": self.activation_bound,
+            "modules_to_not_convert": list(self.not_converted) or None,
+        }
+
 
 def decode(tensors: Mapping[str, Tensor], settings: Fp8Settings) -> Float8:
     """The weight [rows, columns] of a module.
@@ -101,6 +109,17 @@ def decode(tensors: Mapping[str, Tensor], settings: Fp8Settings) -> Float8:
     return Float8(
         codes, scale, block, settings.activations, settings.activation_bound, found if static else None
     )
+
+
+def encode_fbgemm(weight: Float8) -> dict[str, Tensor]:
+    """The tensors of a module of fbgemm_fp8.
+
+    Raises:
+        ValueError: the weight has other than a scale to each row.
+    """
+    if weight.block != (1, weight.shape[1]):
+        raise ValueError("fbgemm_fp8 holds a scale to each row")
+    return {"weight": weight.codes.contiguous(), "weight_scale": weight.scale.float().contiguous()}
 
 
 def take_codes(tensors: Mapping[str, Tensor], name: str) -> Tensor:
