@@ -14,10 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from corral.cli.eval_progress import EvalReport
+from corral.cli.count_progress import CountReport
 from corral.cli.main import run
 from corral.model.presets import DEFAULT_MODEL
 from tests.evals.models import TEXT, write_model
+from tests.evals.tables import write_dataset, write_parquet
 from tests.kernels.networks import needs_native
 
 VERBS = ("perplexity", "compare")
@@ -122,7 +123,7 @@ def test_options_for_the_reference_alone_are_its_own(
     assert as_json(both, capsys)["kl_divergence"]["max"] == 0
 
 
-def test_standard_input_and_lines_of_json_are_read(
+def test_standard_input_lines_of_json_and_tables_are_read(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["perplexity", model, "--dtype", "float32", "--kernels", "torch", "--text"]
@@ -135,6 +136,12 @@ def test_standard_input_and_lines_of_json_are_read(
     assert twice["nll_per_token"]["mean"] == pytest.approx(once["nll_per_token"]["mean"], rel=1e-6)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row.encode())))
     assert as_json([*arguments, "-", "--jsonl"], capsys)["tokens"] == once["tokens"]
+    for table in (
+        write_parquet(tmp_path / "rows.parquet", [{"text": TEXT}] * 2),
+        write_dataset(tmp_path / "saved", [{"text": TEXT}], [{"text": TEXT}]),
+    ):
+        found = as_json([*arguments, str(table)], capsys)
+        assert found["nll_per_token"] == twice["nll_per_token"]
 
 
 REFUSED: dict[str, tuple[bytes, list[str], str]] = {
@@ -147,7 +154,7 @@ REFUSED: dict[str, tuple[bytes, list[str], str]] = {
     "a context that the model has not": (
         b"hello",
         ["--context", "4096"],
-        "is 4096, but the model's context is 2048",
+        "has one of 2,048 tokens; ask for less",
     ),
     "a text shorter than the overlap": (b"hello world", ["--stride", "8"], "no text is long enough"),
     "a limit of one token": (b"hello", ["--tokens", "1"], "tokens is 1; it must be at least 2"),
@@ -195,13 +202,13 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
 
 def test_a_bar_moves_on_a_terminal_and_follows_that_of_a_download() -> None:
     shown = io.StringIO()
-    with EvalReport(Console(file=shown, force_terminal=True, width=80)) as report:
+    with CountReport(Console(file=shown, force_terminal=True, width=80)) as report:
         report.progress("model.safetensors", 5, 10)
-        report.tokens(1000, 4000)
-        report.tokens(4000, 4000)
+        report.count("tokens", 1000, 4000)
+        report.count("tokens", 4000, 4000)
     assert "model.safetensors" in shown.getvalue()
     assert "1,000/4,000" in shown.getvalue() or "4,000/4,000" in shown.getvalue()
     silent = io.StringIO()
-    with EvalReport(Console(file=silent)) as report:
-        report.tokens(1, 2)
+    with CountReport(Console(file=silent)) as report:
+        report.count("tokens", 1, 2)
     assert silent.getvalue() == ""

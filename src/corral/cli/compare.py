@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,15 +72,15 @@ def compare(
         corral compare org/name org/name-GGUF:name-Q4_K_M.gguf --text book.txt --tokens 20000
         corral compare ./my-model ./my-model --reference-dtype float32 --reference-kernels torch --text a.txt
     """
-    from corral.cli.eval_progress import EvalReport
+    from corral.cli.count_progress import CountReport
     from corral.evals.compare import compare as measure
     from corral.evals.texts import read_texts
 
     windows = cutting.options()
     setups = computing.setup(reference, **otherwise.changes()), computing.setup(model)
     texts = read_texts(text, jsonl=cutting.jsonl)
-    with EvalReport() as report:
-        result = measure(*setups, texts, windows, report=report, progress=report.tokens)
+    with CountReport() as report:
+        result = measure(*setups, texts, windows, report=report, progress=partial(report.count, "tokens"))
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
         return

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 _TEXT, _ENGINE = "Text", "Engine"
 
 
-def _option(text: str, panel: str, *names: str) -> Any:
+def in_panel(text: str, panel: str, *names: str) -> Any:
+    """An option of `--help`'s panel of that name, whose default its text tells."""
     return typer.Option(*names, help=text, show_default=False, rich_help_panel=panel)
 
 
 TextFile = Annotated[
-    str, typer.Option("--text", metavar="FILE", help="A file of text in UTF-8; - is standard input.")
+    str,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="A file of text in UTF-8, of JSON lines or Parquet, or a saved dataset; - is standard input.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,15 +36,15 @@ class Cutting:
     """How the text is read, and cut into windows."""
 
     context: Annotated[
-        int | None, _option("Tokens of a window; 1,024 by default, or the model's context.", _TEXT)
+        int | None, in_panel("Tokens of a window; 1,024 by default, or the model's context.", _TEXT)
     ] = None
     stride: Annotated[
-        int | None, _option("Tokens from one window to the next; the context by default.", _TEXT)
+        int | None, in_panel("Tokens from one window to the next; the context by default.", _TEXT)
     ] = None
-    tokens: Annotated[int | None, _option("Take so many tokens of the text; all by default.", _TEXT)] = None
+    tokens: Annotated[int | None, in_panel("Take so many tokens of the text; all by default.", _TEXT)] = None
     jsonl: Annotated[
         bool | None,
-        _option(
+        in_panel(
             'Each line is a text of its own, {"text": ...}; by default if the file is named .jsonl.',
             _TEXT,
             "--jsonl/--no-jsonl",
@@ -56,17 +62,19 @@ class Cutting:
 class Computing:
     """Where and how models run."""
 
-    dtype: Annotated[str, _option("float32, bfloat16, float16, or auto.", _ENGINE)] = "auto"
-    device: Annotated[str, _option("cpu, cuda, or auto.", _ENGINE)] = "auto"
+    dtype: Annotated[str, in_panel("float32, bfloat16, float16, or auto.", _ENGINE)] = "auto"
+    device: Annotated[str, in_panel("cpu, cuda, or auto.", _ENGINE)] = "auto"
     kv_cache_dtype: Annotated[
         str,
-        _option("float32, bfloat16, float16, int8, or auto: as the weights.", _ENGINE, "--kv-cache-dtype"),
+        in_panel("float32, bfloat16, float16, int8, or auto: as the weights.", _ENGINE, "--kv-cache-dtype"),
     ] = "auto"
-    threads: Annotated[int | None, _option("Threads on a CPU; one for each core by default.", _ENGINE)] = None
-    kernels: Annotated[str, _option("On a CPU: native (Corral's own), torch, or auto.", _ENGINE)] = "auto"
+    threads: Annotated[int | None, in_panel("Threads on a CPU; one for each core by default.", _ENGINE)] = (
+        None
+    )
+    kernels: Annotated[str, in_panel("On a CPU: native (Corral's own), torch, or auto.", _ENGINE)] = "auto"
     exact_activations: Annotated[
         bool,
-        _option(
+        in_panel(
             "Do not round activations to 8 bits before quantized weights: slower.",
             _ENGINE,
             "--exact-activations",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -34,14 +35,14 @@ def perplexity(
         corral perplexity llama-3.2-1b --text book.txt --context 2048 --stride 512
         corral perplexity ./my-model --text rows.jsonl --tokens 50000 --json
     """
-    from corral.cli.eval_progress import EvalReport
+    from corral.cli.count_progress import CountReport
     from corral.evals.perplexity import perplexity as measure
     from corral.evals.texts import read_texts
 
     windows, setup = cutting.options(), computing.setup(model)
     texts = read_texts(text, jsonl=cutting.jsonl)
-    with EvalReport() as report:
-        result = measure(setup, texts, windows, report=report, progress=report.tokens)
+    with CountReport() as report:
+        result = measure(setup, texts, windows, report=report, progress=partial(report.count, "tokens"))
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
         return

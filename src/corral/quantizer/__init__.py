@@ -1,0 +1,1 @@
+"""How full-precision models become quantized ones."""
