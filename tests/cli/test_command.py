@@ -18,7 +18,19 @@ from tests.checkpoints.writers import write_chat_model, write_meta
 from tests.kernels.networks import needs_native
 from tests.random_models import SMALL_CHAT, random_model
 
-VERBS = ("chat", "generate", "pull", "info", "export", "plan", "bench", "cache", "perplexity", "compare")
+VERBS = (
+    "chat",
+    "generate",
+    "pull",
+    "info",
+    "export",
+    "plan",
+    "bench",
+    "quantize",
+    "cache",
+    "perplexity",
+    "compare",
+)
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ REFUSED: dict[str, tuple[bytes, list[str], str]] = {
         "has one of 2,048 tokens; ask for less",
     ),
     "a text shorter than the overlap": (b"hello world", ["--stride", "8"], "no text is long enough"),
+    "no such quantization": (b"hello", ["--quantize", "int3"], "quantize is 'int3'; it must be one of int8"),
     "a limit of one token": (b"hello", ["--tokens", "1"], "tokens is 1; it must be at least 2"),
     "a file that is not there": (b"hello", ["--text", "./nowhere.txt"], "nowhere.txt cannot be read"),
     "a folder": (b"hello", ["--text", "."], ". is a folder; name a file of text"),

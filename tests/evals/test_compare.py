@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,15 @@ def test_scores_that_are_no_numbers_are_refused_by_the_name_of_the_model(right: 
     for reference, candidate in ((right, broken), (broken, right)):
         with pytest.raises(EvalError, match="broken gives scores that are not finite"):
             compare(setup(reference), setup(candidate), [TEXT])
+
+
+@needs_native
+def test_weights_that_are_quantized_while_they_are_read_are_compared_with_the_whole(tmp_path: Path) -> None:
+    folder = write_model(tmp_path)
+    whole = ModelSetup(str(folder), kernels="native", exact_activations=True)
+    found = {
+        scheme: compare(whole, replace(whole, quantize=scheme), [TEXT]).divergence.mean.mean
+        for scheme in ("int8", "int4", "nf4")
+    }
+    assert 0 < found["int8"] < 0.1 * found["int4"]
+    assert 0 < found["nf4"] < 1

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from corral.errors import ConfigError
 from corral.quantizer.errors import QuantizeError
 from corral.quantizer.recipe import FORMATS, METHODS, Recipe
 from tests.quantizer.models import MODEL
@@ -65,7 +64,7 @@ def test_what_does_not_go_together_is_refused_by_name(said: dict[str, Any], mess
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(QuantizeError, match=r"ignore is '\(', which is no regular expression"):
         Recipe.of("rtn", ignore=["("])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +69,7 @@ def compare(
     **Examples**
 
         corral compare ./my-model ./my-model-int4 --text book.txt
+        corral compare ./my-model ./my-model --quantize nf4 --text book.txt
         corral compare org/name org/name-GGUF:name-Q4_K_M.gguf --text book.txt --tokens 20000
         corral compare ./my-model ./my-model --reference-dtype float32 --reference-kernels torch --text a.txt
     """
@@ -77,7 +78,8 @@ def compare(
     from corral.evals.texts import read_texts
 
     windows = cutting.options()
-    setups = computing.setup(reference, **otherwise.changes()), computing.setup(model)
+    as_read = replace(computing, quantize=None)
+    setups = as_read.setup(reference, **otherwise.changes()), computing.setup(model)
     texts = read_texts(text, jsonl=cutting.jsonl)
     with CountReport() as report:
         result = measure(*setups, texts, windows, report=report, progress=partial(report.count, "tokens"))
@@ -107,6 +109,7 @@ def _losses(result: ComparisonResult) -> Table:
     ):
         facts = setup.to_dict()
         how = form.format(**facts) + (", exact activations" if facts["exact_activations"] else "")
+        how += f", quantized to {facts['quantize']}" if facts["quantize"] else ""
         perplexity = eval_options.plus_minus(loss.perplexity, ",.4f")
         table.add_row(name, perplexity, f"{loss.bits_per_byte:.4f}", Text(how))
     return table

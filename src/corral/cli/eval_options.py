@@ -81,6 +81,15 @@ class Computing:
         ),
     ] = False
 
+    quantize: Annotated[
+        str | None,
+        in_panel(
+            "Make full-precision weights smaller while they are read: int8, int4, nf4, or fp8; of two "
+            "models, those of MODEL.",
+            _ENGINE,
+        ),
+    ] = None
+
     def setup(self, model: str, **changes: Any) -> ModelSetup:
         """A model that runs so, but for what of `changes` is not None."""
         from corral.evals.scorer import ModelSetup

@@ -57,6 +57,7 @@ def _table(result: PerplexityResult) -> Table:
 
     facts, loss = result.to_dict(), result.loss
     heading = "{model}, {dtype}, {device}, {kernels} kernels, {threads} threads"
+    heading += ", quantized to {quantize}" if facts["quantize"] else ""
     table = Table(title=Text(heading.format(**facts)))
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)

@@ -43,6 +43,7 @@ class ModelSetup:
     threads: int | None = None
     exact_activations: bool = False
     kv_cache_dtype: str = "auto"
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         pick_dtype(self.dtype, self.place)
@@ -61,6 +62,7 @@ class ModelSetup:
             threads=self.threads,
             exact_activations=self.exact_activations,
             kv_cache_dtype=self.kv_cache_dtype,
+            quantize=self.quantize,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class ModelSetup:
             "threads": self.threads or threads,
             "exact_activations": self.exact_activations,
             "kv_cache_dtype": resolve_kv_dtype(self.kv_cache_dtype, dtype),
+            "quantize": self.quantize,
         }
 
 

@@ -1,8 +1,9 @@
 """Quantized weights: one object for inference, training and files.
 
 `Affine` holds integers with a scale (and a zero point or an offset) to each group of columns, `Codebook`
-indices into sixteen levels, `Float8` 8-bit floats with a scale to each block. None knows how a file or a
-kernel lays its bits out: files are the matter of `corral.quant.encodings`.
+indices into sixteen levels, `Float8` 8-bit floats with a scale to each block. Each multiplies, and passes a
+gradient on to what it is multiplied with; `corral.quant.linear.QuantizedLinear` is a module of one. None
+knows how a file or a kernel lays its bits out: files are the matter of `corral.quant.encodings`.
 """
 
 from torch import Tensor

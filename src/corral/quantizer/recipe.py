@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class Recipe:
         chosen = format or _BY_METHOD[method]
         _one_of("format", chosen, FORMATS)
         for pattern in ignore:
-            is_left_out("", (pattern,))  # refuses what is no regular expression
+            _check_pattern(pattern)
         if method == "fp8":
             said = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "search": search or None}
             return _fp8(preset, chosen, said, int8_activations, tuple(ignore))
@@ -207,6 +208,13 @@ def _check_search(method: str, chosen: str, search: bool) -> bool:
     if method == "awq" and search:
         raise QuantizeError("search goes with rtn and gptq; awq searches where to cut off anyway")
     return search
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise QuantizeError(f"ignore is {pattern!r}, which is no regular expression: {error}") from None
 
 
 def _check_words(chosen: str, module: str, rows: int, columns: int) -> None:

@@ -9,6 +9,8 @@
     bitsandbytes         nf4 and fp4, with and without double             Codebook, Affine   nf4, fp4
                          quantization; LLM.int8
 
+GGUF's block types are the matter of `corral.checkpoints`: `gguf_blocks` reads all, `gguf_encode` writes some.
+
 `config` reads what config.json says of them. Each `decode` keeps codes and scales as they are stored: nothing
 is rounded, unless its docstring says so.
 """

@@ -14,7 +14,7 @@ def is_left_out(module: str, patterns: Iterable[str]) -> bool:
     It does as the end of the name, or as a regular expression that matches it from its start up to a dot or
     to its end: as transformers reads such lists.
     """
-    return any(module.endswith(p) or _matches(rf"(?:{p})(?:(?<=\.)|(?=\.|$))", module) for p in patterns)
+    return any(module.endswith(p) or _matches(p, module, r"(?:(?<=\.)|(?=\.|$))") for p in patterns)
 
 
 def names_module(pattern: str, module: str) -> bool:
@@ -27,8 +27,8 @@ def module_class(module: str) -> str:
     return "Embedding" if module.endswith("embed_tokens") else "Linear"
 
 
-def _matches(pattern: str, module: str) -> bool:
+def _matches(pattern: str, module: str, end: str = "") -> bool:
     try:
-        return re.match(pattern, module) is not None
+        return re.match(f"(?:{pattern}){end}", module) is not None
     except re.error as error:
         raise ConfigError(f"quantization_config: {pattern!r} is no regular expression ({error})") from None
