@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,19 @@ from corral.quant import Affine, Float8
 from corral.quant.algorithms.grid import round_to_nearest
 from corral.quantizer.errors import QuantizeError
 from corral.quantizer.recipe import Recipe
-from corral.quantizer.run import QuantizeOptions
-from tests.quantizer.models import MODEL, TEXT, logits, run, salient_model, text_of, weights_of, write_source
+from corral.quantizer.run import QuantizeOptions, quantize
+from corral.quantizer.texts import TextSources
+from tests.quantizer.models import (
+    MODEL,
+    SOURCES,
+    TEXT,
+    logits,
+    run,
+    salient_model,
+    text_of,
+    weights_of,
+    write_source,
+)
 
 RECIPES = {
     "rtn": Recipe.of("rtn", group_size=32),
@@ -97,7 +109,6 @@ def test_perplexity_after_is_that_of_the_weights_that_are_read_back(
 
 def held_out(source: Path) -> list[torch.Tensor]:
     from corral.quantizer.calibration import calibration_windows, held_out_windows
-    from tests.quantizer.models import SOURCES
 
     tokenizer = open_checkpoint(source).tokenizer()
     taken = calibration_windows([TEXT], tokenizer, SOURCES)
@@ -211,6 +222,10 @@ def test_trouble_is_named_and_leaves_nothing(source: Path, tmp_path: Path) -> No
     (tmp_path / "there" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is not an empty folder"):
         run(source, tmp_path / "there", RECIPES["rtn"])
+    with pytest.raises(
+        QuantizeError, match="is the name of a file, but format compressed-tensors is a folder"
+    ):
+        run(source, tmp_path / "out.gguf", RECIPES["rtn"])
     with pytest.raises(CorralError, match=r"gguf"):
         run(source, tmp_path / "no-suffix", RECIPES["gguf, Q4_0"])
     with pytest.raises(
@@ -239,3 +254,23 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: s
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds values that"):
         run(folder, tmp_path / "out", RECIPES[name])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_for_evaluation_that_is_too_short_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Short.")
+    sources = TextSources(None, str(tmp_path / "short.txt"), SOURCES, 4)
+    with pytest.raises(
+        QuantizeError, match="the evaluation text is too short: it gives no window of 64 tokens"
+    ):
+        quantize(str(source), tmp_path / "out", RECIPES["rtn"], sources)
+    assert [file.name for file in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_what_is_quantized_already_is_said(source: Path, tmp_path: Path) -> None:
+    notices: list[str] = []
+    report = SimpleNamespace(notice=notices.append, progress=lambda *_: None)
+    run(source, tmp_path / "once", RECIPES["rtn"], text=False, report=report)
+    assert notices == []
+    run(tmp_path / "once", tmp_path / "twice", RECIPES["rtn"], text=False, report=report)
+    assert len(notices) == 1
+    assert "once is quantized already (I32, I64): what that has lost stays lost" in notices[0]

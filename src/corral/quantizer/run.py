@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class QuantizeOptions:
     restart: bool = False
 
 
+_FLOATS = ("f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16")  # as readers name them
+
 NO_SOURCES, DEFAULTS = TextSources(), QuantizeOptions()
 
 
@@ -70,6 +72,7 @@ def quantize(
     check_out(out, recipe)
     wanted = None if options.dtype == "auto" else parse_dtype(options.dtype)
     checkpoint = open_model(model, report)
+    _tell_of_losses(checkpoint, report)
     stored = wanted or getattr(torch, checkpoint.config.dtype)
     reader = LayerReader(checkpoint, pick_device(options.device))
     matrices = reader.matrices().items()
@@ -77,6 +80,8 @@ def quantize(
     given = read_windows(sources, checkpoint)
     settings = _settings(checkpoint, recipe, stored, sources, given)
     with Work(out, settings, restart=options.restart) as work, _threads(options.threads), torch.no_grad():
+        if work.num_finished:
+            report.notice(f"{out}: {work.num_finished} layers are finished; going on from there")
         tokens = _windows(work, model, recipe, sources, given, options, report, progress)
         loop = LayerLoop(reader, recipe, stored, work, lambda done, total: progress("matrices", done, total))
         layers, perplexities = loop.run(*tokens)
@@ -88,10 +93,19 @@ def quantize(
         result = QuantizeResult(name, recipe, corral.__version__, texts, layers, perplexities, sizes)
         if recipe.format == "gguf":
             writer.gguf(out, report)
+            result = replace(result, num_bytes=(sizes[0], out.stat().st_size))
         else:
             writer.folder(out, result)
         work.remove()
     return result
+
+
+def _tell_of_losses(checkpoint: Checkpoint, report: Report) -> None:
+    quantized = sorted(kind for kind in checkpoint.storage if kind.lower() not in _FLOATS)
+    if quantized:
+        report.notice(
+            f"{checkpoint.path} is quantized already ({', '.join(quantized)}): what that has lost stays lost"
+        )
 
 
 def _windows(

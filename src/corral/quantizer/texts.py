@@ -19,6 +19,7 @@ from corral.quantizer.calibration import (
     held_out_windows,
     own_samples,
 )
+from corral.quantizer.errors import QuantizeError
 from corral.text.prompt_format import choose_renderer
 from corral.text.rendered import Renderer
 from corral.text.tokenizer import check_fits
@@ -82,6 +83,11 @@ def read_windows(sources: TextSources, checkpoint: Checkpoint) -> tuple[Tokens |
     if sources.evaluation is not None and count:
         rows = read_rows(sources.evaluation)
         evaluation = held_out_windows(rows, tokenizer, options, count, renderer, taken=calibration or ())
+        if not evaluation:
+            raise QuantizeError(
+                f"the evaluation text is too short: it gives no window of {options.length:,} tokens that is "
+                "not calibrated on; give more text, or leave it out"
+            )
     return calibration, evaluation
 
 

@@ -32,7 +32,7 @@ Tokens = list[list[int]]
 class Work:
     """The folder of the finished parts of one result.
 
-    Use it as a context manager; the folder stays when the block ends, until `remove`.
+    Use it as a context manager. When the block ends the folder stays until `remove`, unless it holds nothing.
 
     Args:
         out: the result that will be written.
@@ -64,6 +64,8 @@ class Work:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not any(self.folder.glob("*.safetensors")):
+            self.remove()
         self._held.close()
 
     def tokens(self) -> tuple[Tokens, Tokens] | None:
@@ -78,6 +80,11 @@ class Work:
         """Keeps windows, which are all of one length within each list."""
         named = {"calibration": torch.tensor(calibration), "evaluation": torch.tensor(evaluation)}
         self._save("tokens.safetensors", named, {})
+
+    @property
+    def num_finished(self) -> int:
+        """How many layers are kept."""
+        return sum(1 for _ in self.folder.glob("layer-*.safetensors"))
 
     def finished(self, layer: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors of a finished layer, mapped from its file, and its result."""

@@ -18,6 +18,7 @@ from corral.checkpoints.new_folder import new_folder, require_new
 from corral.checkpoints.report import Report
 from corral.quant import Weight
 from corral.quantizer.card import model_card
+from corral.quantizer.errors import QuantizeError
 from corral.quantizer.formats import plain_dtype
 from corral.quantizer.layer_loop import LayerLoop
 from corral.quantizer.layers import LayerReader
@@ -29,11 +30,20 @@ REPORT = "quantization_report.json"
 
 
 def check_out(out: Path, recipe: Recipe) -> None:
-    """Raises CheckpointError where the result cannot be written to `out`."""
+    """Refuses what the result cannot be written to.
+
+    Raises:
+        CheckpointError: there is something already.
+        QuantizeError: its name is that of another format.
+    """
     if recipe.format == "gguf":
         require_new_file(out, ".gguf")
-    else:
-        require_new(out)
+        return
+    if out.suffix == ".gguf":
+        raise QuantizeError(
+            f"{out} is the name of a file, but format {recipe.format} is a folder; see --format"
+        )
+    require_new(out)
 
 
 class Writer:
