@@ -39,10 +39,7 @@ ROWS: dict[str, list[str]] = {
     **{f"W4 g{g}, rtn, zero points": ["--method", "rtn", "--group-size", g, "--asymmetric"] for g in _GROUPS},
     **{f"W4 g{g}, awq, zero points": ["--method", "awq", "--group-size", g, *_CT] for g in _GROUPS},
     **{f"W4 g{g}, gptq": ["--method", "gptq", "--group-size", g, *_CT] for g in _GROUPS},
-    **{
-        f"W4 g{g}, gptq, zero points": ["--method", "gptq", "--group-size", g, "--asymmetric", *_CT]
-        for g in _GROUPS
-    },
+    "W4 g32, gptq, zero points": ["--method", "gptq", "--group-size", "32", "--asymmetric", *_CT],
     "NF4 g64 (bitsandbytes)": ["--method", "rtn", "--format", "bitsandbytes"],
     "GGUF Q4_0, gptq": ["--method", "gptq", "--format", "gguf"],
 }
