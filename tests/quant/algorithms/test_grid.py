@@ -32,9 +32,7 @@ def test_every_value_is_rounded_to_a_neighbour_on_its_grid(
     affine = round_to_nearest(weight, bits, group_size, symmetric=symmetric)
     step = affine.scale.float().repeat_interleave(group_size, 1)
     error = (affine.dequantize() - weight).abs()
-    # A symmetric grid ends half a step short of the largest positive value, and float16 rounds the step.
-    furthest = 1.0 if symmetric else 0.5
-    assert bool((error <= step * (furthest + 2.0**-10 * 2**bits)).all())
+    assert bool((error <= step * (0.5 + 2.0**-10 * 2**bits)).all())  # float16 rounds the step
     assert bool((affine.dequantize()[1] == 0).all())
     assert affine.bits == bits
     assert int(affine.codes.max()) < 2**bits
@@ -51,6 +49,17 @@ def test_a_symmetric_grid_has_its_zero_in_the_middle_and_another_reaches_zero(
         zeros = torch.as_tensor(affine.zero)
         assert int(zeros.min()) >= 0
         assert int(zeros.max()) < 2**bits
+
+
+@given(bits=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 2**31), negative=st.booleans())
+def test_the_largest_weight_of_a_group_is_kept(bits: int, seed: int, negative: bool) -> None:
+    weight = weight_of(seed)
+    largest = 50.0 * (-1 if negative else 1)
+    weight[0, 3] = largest
+    for symmetric in (False, True):
+        found = round_to_nearest(weight, bits, 32, symmetric=symmetric).dequantize()[0, 3]
+        step = 0.0 if symmetric else 0.5 * 53 / (2**bits - 1)  # where the zero point is rounded
+        assert abs(float(found) - largest) <= step + 50 * 2.0**-10
 
 
 def search_errors(seed: int, bits: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
