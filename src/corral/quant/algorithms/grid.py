@@ -3,8 +3,8 @@
 A value is   scale * (code - zero)   with codes of 0 .. 2^bits - 1. Symmetric: zero is 2^(bits-1), and the
 scale is the least at which neither end of a group is cut off. (compressed-tensors' own observer spreads twice
 the largest magnitude over all codes, which moves that weight by half a step. It is the one that matters
-most: SmolLM2 loses a third less with its ends kept.) Otherwise zero is the code of the number 0, which the
-range holds.
+most: in groups of 32 SmolLM2 loses a third less with it kept.) Otherwise zero is the code of the number 0,
+which the range holds.
 """
 
 from __future__ import annotations
