@@ -81,6 +81,8 @@ def test_dialogs_and_tables_are_calibrated_on(source: Path, tmp_path: Path) -> N
         (["--group-size", "32", "--eval-samples", "-1"], "evaluation_samples is -1; it must be at least 0"),
         (["--group-size", "32", "--eval-text", "./none.txt"], "none.txt cannot be read"),
         (["--group-size", "32", "--dtype", "int4"], "dtype is 'int4'"),
+        (["--group-size", "32", "--threads", "0"], "threads is 0; it must be at least 1 and at most 1024"),
+        (["--group-size", "32", "--threads", "99999999"], "threads is 99999999; it must be at least 1"),
         (["--ignore", "("], "ignore is '(', which is no regular expression"),
         (["--ignore", "proj"], "ignore leaves nothing to quantize"),
     ],
@@ -99,6 +101,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     assert shown.err.startswith("corral: ")
     assert shown.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_takes_no_text_and_no_room_for_it(source: Path, tmp_path: Path) -> None:
+    """The windows of text that nobody asks for are longer than this model's context."""
+    arguments = ["--method", "rtn", "--group-size", "32"]
+    assert run(["quantize", str(source), str(tmp_path / "out"), *arguments]) == 0
 
 
 def test_a_folder_with_something_in_it_is_left_alone(

@@ -111,6 +111,26 @@ def test_a_finished_layer_that_is_damaged_is_named(source: Path, tmp_path: Path)
     run(source, out, recipe)
 
 
+@pytest.mark.parametrize("content", ["[1]", "{", "{}"])
+def test_settings_that_are_damaged_are_not_gone_on_with(source: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / ".out.quantizing").mkdir()
+    (tmp_path / ".out.quantizing" / "settings.json").write_text(content)
+    with pytest.raises(QuantizeError, match="was begun with another .* start anew with --restart"):
+        run(source, tmp_path / "out", RECIPES["gptq"])
+    run(source, tmp_path / "out", RECIPES["gptq"], options=QuantizeOptions(restart=True))
+
+
+def test_samples_that_are_damaged_are_named(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        run(source, tmp_path / "out", RECIPES["gptq"], text=False, progress=cut_after(1, []))
+    file = tmp_path / ".out.quantizing" / "tokens.safetensors"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(
+        QuantizeError, match=r"tokens\.safetensors is damaged; delete it, and the samples are"
+    ):
+        run(source, tmp_path / "out", RECIPES["gptq"], text=False)
+
+
 def test_a_disk_that_is_full_keeps_what_is_finished(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from corral.checkpoints.names import find_local
 from corral.checkpoints.report import Report, silent
 from corral.checkpoints.source import open_model
 from corral.devices import parse_dtype, pick_device
+from corral.engine.sampling.checks import require_whole
 from corral.quantizer.layer_loop import LayerLoop
 from corral.quantizer.layers import LayerReader
 from corral.quantizer.recipe import Recipe
@@ -43,6 +44,10 @@ class QuantizeOptions:
     device: str = "auto"
     threads: int | None = None
     restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            require_whole("threads", self.threads, low=1, high=1024)
 
 
 _FLOATS = ("f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16")  # as readers name them
@@ -77,7 +82,7 @@ def quantize(
     reader = LayerReader(checkpoint, pick_device(options.device))
     matrices = reader.matrices().items()
     recipe.check({name: shape for name, shape in matrices if recipe.takes(name, checkpoint.config)})
-    given = read_windows(sources, checkpoint)
+    given = read_windows(sources, checkpoint, needed=recipe.needs_text)
     settings = _settings(checkpoint, recipe, stored, sources, given)
     with Work(out, settings, restart=options.restart) as work, _threads(options.threads), torch.no_grad():
         if work.num_finished:

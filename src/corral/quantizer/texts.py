@@ -62,13 +62,17 @@ def described(sources: TextSources, needed: bool) -> dict[str, Any]:
     }
 
 
-def read_windows(sources: TextSources, checkpoint: Checkpoint) -> tuple[Tokens | None, Tokens | None]:
-    """The windows that files give; None for those that the model has to write itself.
+def read_windows(
+    sources: TextSources, checkpoint: Checkpoint, *, needed: bool
+) -> tuple[Tokens | None, Tokens | None]:
+    """The windows that files give; None for those that the model has to write itself, if text is `needed`.
 
     Raises:
         CorralError: a file cannot be read, or is too short.
     """
     options, count = sources.options, sources.evaluation_samples
+    if not needed and sources.calibration is None and sources.evaluation is None:
+        return None, None
     tokenizer = checkpoint.tokenizer()
     check_fits(tokenizer, checkpoint.config.vocab_size)
     options.check(checkpoint.config)

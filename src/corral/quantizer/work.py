@@ -73,8 +73,11 @@ class Work:
         file = self.folder / "tokens.safetensors"
         if not file.is_file():
             return None
-        kept = load_file(file)
-        return kept["calibration"].tolist(), kept["evaluation"].tolist()
+        try:
+            kept = load_file(file)
+            return kept["calibration"].tolist(), kept["evaluation"].tolist()
+        except (SafetensorError, KeyError):
+            raise QuantizeError(f"{file} is damaged; delete it, and the samples are written again") from None
 
     def keep_tokens(self, calibration: Tokens, evaluation: Tokens) -> None:
         """Keeps windows, which are all of one length within each list."""
@@ -140,6 +143,8 @@ class Work:
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
+            kept = None
+        if not isinstance(kept, dict):
             kept = {}
         other = [name for name in settings if kept.get(name) != settings[name]]
         if other or set(kept) != set(settings):
