@@ -115,7 +115,7 @@ def test_a_finished_layer_that_is_damaged_is_named(source: Path, tmp_path: Path)
 def test_settings_that_are_damaged_are_not_gone_on_with(source: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / ".out.quantizing").mkdir()
     (tmp_path / ".out.quantizing" / "settings.json").write_text(content)
-    with pytest.raises(QuantizeError, match="was begun with another .* start anew with --restart"):
+    with pytest.raises(QuantizeError, match=r"was begun with another .* start anew with --restart"):
         run(source, tmp_path / "out", RECIPES["gptq"])
     run(source, tmp_path / "out", RECIPES["gptq"], options=QuantizeOptions(restart=True))
 
