@@ -14,13 +14,16 @@ CMAKE_OPTIONS := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DCORRAL_
 PACKAGES := import sysconfig; print(sysconfig.get_path("platlib"))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint types layers unit native native-test native-arm sanitize format bench clean
+.PHONY: help demo serve install test lint types layers unit native native-test native-arm sanitize format bench clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(VENV)/installed  ## Install, fetch the default model, ask it one question.
 	$(BIN)/corral chat --stats -p "What is the capital of France? Answer in one sentence." < /dev/null
+
+serve: $(VENV)/installed  ## Serve the default model, with the chat page; Ctrl-C ends it.
+	$(BIN)/corral serve
 
 install: $(VENV)/installed  ## Install into .venv.
 
@@ -82,11 +85,11 @@ $(VENV)/bin/ninja: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet cmake ninja
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[ui]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml tests/oracles.txt
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,ui,otel]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/oracles.txt
 	@touch $@ $(VENV)/installed
 

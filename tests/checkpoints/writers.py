@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from corral.model.config import LlamaConfig
 from corral.model.llama import Llama
 from corral.model.rope import inverse_frequencies
 from tests.random_models import SMALL_CHAT, random_model
@@ -96,9 +97,9 @@ def write_hf(model: Llama, folder: Path, shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_chat_model(folder: Path, shards: int = 1) -> None:
+def write_chat_model(folder: Path, shards: int = 1, config: LlamaConfig = SMALL_CHAT) -> None:
     """A Hugging Face folder of a small model with random weights that chats in ChatML."""
-    write_hf(random_model(SMALL_CHAT), folder, shards)
+    write_hf(random_model(config), folder, shards)
     (folder / "tokenizer.json").write_text(chatml_tokenizer_json(), encoding="utf-8")
     side = {"eos_token": "<|im_end|>", "chat_template": CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(side))

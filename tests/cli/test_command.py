@@ -20,6 +20,7 @@ from tests.random_models import SMALL_CHAT, random_model
 
 VERBS = (
     "chat",
+    "serve",
     "generate",
     "pull",
     "info",

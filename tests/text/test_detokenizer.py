@@ -68,3 +68,11 @@ def test_a_continuation_keeps_its_leading_space(tmp_path: Path) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer, continues=True)
     assert "".join(map(detokenizer.push, ids)) == " world"
     assert "".join(pieces_of(tokenizer, ids)) == "world"
+
+
+def test_a_control_token_with_a_meaning_is_shown_though_others_are_not(llama3_tokenizer: Tokenizer) -> None:
+    tag = llama3_tokenizer.control_id("<|python_tag|>")
+    ids = [tag, *llama3_tokenizer.encode("1 + 1"), llama3_tokenizer.control_id("<|eot_id|>")]
+    detokenizer = IncrementalDetokenizer(llama3_tokenizer, shown={tag})
+    assert "".join(map(detokenizer.push, ids)) == "<|python_tag|>1 + 1"
+    assert "".join(pieces_of(llama3_tokenizer, ids)) == "1 + 1"

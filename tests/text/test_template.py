@@ -156,7 +156,7 @@ def test_the_templates_of_many_families_give_the_tokens_of_transformers(
     compared, with_tools = 0, 0
     for file in sorted(template_folder.glob("*.jinja")):
         template = file.read_text()
-        renderer = TemplateRenderer(tokenizer, template)
+        renderer = TemplateRenderer(tokenizer, template, tools_as_text=False)
         for messages in CHATS:
             wanted = expected(oracle, template, messages, None, True)
             assert given(renderer, messages, None, True) == wanted, (file.name, messages)
@@ -336,7 +336,9 @@ def test_what_a_template_cannot_express_is_refused(
     tokenizer = Tokenizer.from_hf(chatml_folder)
     template = chatml if template == "chatml" else template
     with pytest.raises(RenderError, match=words):
-        TemplateRenderer(tokenizer, template).render(messages, tools, RenderOptions(**options))
+        TemplateRenderer(tokenizer, template, tools_as_text=False).render(
+            messages, tools, RenderOptions(**options)
+        )
 
 
 def test_stop_ids_are_those_given_and_the_end_of_text(chatml: str, chatml_folder: Path) -> None:

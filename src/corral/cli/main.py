@@ -24,6 +24,7 @@ from corral.cli.perplexity import perplexity
 from corral.cli.plan import plan
 from corral.cli.pull import pull
 from corral.cli.quantize import quantize
+from corral.cli.serve import serve
 from corral.errors import CorralError
 
 FAILED, INTERRUPTED = 1, 130
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (chat, generate, pull, info, export, plan, bench, quantize, perplexity, compare):
+for verb in (chat, serve, generate, pull, info, export, plan, bench, quantize, perplexity, compare):
     app.command()(verb)
 app.add_typer(cache, name="cache")
 

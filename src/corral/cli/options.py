@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -157,11 +157,15 @@ def load(
     running: Running,
     *,
     adapter: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     prompt_format: str | None = None,
     for_chat: bool = False,
     **engine: Any,
 ) -> LLM:
-    """Loads a model, showing downloads on standard error; `engine` are further options of the engine."""
+    """Loads a model, showing downloads on standard error; `engine` are further options of the engine.
+
+    `adapters` are given by their names; `adapter` has the name `ADAPTER`.
+    """
     from corral.cli.progress import TerminalReport
 
     with _no_garbage(), TerminalReport() as report:
@@ -173,7 +177,7 @@ def load(
             device=running.device,
             prompt_format=prompt_format,
             for_chat=for_chat,
-            adapters=None if adapter is None else {ADAPTER: adapter},
+            adapters={**(adapters or {}), **({} if adapter is None else {ADAPTER: adapter})},
             report=report,
             **running.engine_options(),
             **{name: value for name, value in engine.items() if value is not None},

@@ -56,7 +56,8 @@ class EngineCore:
 
     def output_text(self, owner: RunningRequest) -> OutputText:
         """An empty output."""
-        return OutputText(self._tokenizer, owner.request.params, owner.request.continues)
+        request = owner.request
+        return OutputText(self._tokenizer, request.params, request.continues, request.shown_ids)
 
     def cancel(self, owner: RunningRequest, message: str) -> None:
         """Ends what is left of a request."""

@@ -125,6 +125,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             blocks_used=pool.num_used,
             blocks=pool.num_blocks,
+            block_size=pool.block_size,
             preemptions=scheduler.num_preemptions,
             evictions=pool.num_evictions,
             counters=self._core.counters.copy(),
@@ -189,14 +190,23 @@ class Engine:
         """What keeps the cached prefixes of adapters and tenants apart."""
         return prefix_salt(self._adapters.salt(request.adapter), request.cache_salt)
 
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles forms for this engine's model.
+
+        Raises:
+            RequestError: the engine has no tokenizer.
+        """
+        if self._grammars is None:
+            raise RequestError("structured_outputs needs a tokenizer, and this engine has none")
+        return self._grammars
+
     def _matcher(self, request: Request) -> Matcher | None:
         spec = None if request.score is not None else request.params.structured_outputs
         if spec is None:
             return None
-        if self._grammars is None:
-            raise RequestError("structured_outputs needs a tokenizer, and this engine has none")
         stops = request.stop_ids | frozenset(request.params.stop_token_ids)
-        return self._grammars.compile(spec, stops).matcher()
+        return self.grammars.compile(spec, stops).matcher()
 
     def _check_open(self) -> None:
         if self._closing:

@@ -21,7 +21,7 @@ class Handle:
     """
 
     def __init__(self, request: Request, num_outputs: int, cancel: Callable[[Handle], None]) -> None:
-        self.request = request
+        self.request, self.num_outputs = request, num_outputs
         self._cancel = cancel
         self._unfinished = num_outputs
         self._events: deque[Event] = deque()
@@ -65,6 +65,13 @@ class Handle:
                 arrived = loop.create_future()
                 self._wake = partial(loop.call_soon_threadsafe, _set, arrived)
             await arrived
+
+    def take_ready(self) -> list[Event]:
+        """The events that have come and nobody has taken, without waiting."""
+        with self._arrived:
+            ready = list(self._events)
+            self._events.clear()
+        return ready
 
     def push(self, event: Event) -> None:
         """The engine's end: adds an event."""

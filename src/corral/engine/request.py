@@ -56,6 +56,8 @@ class Request:
         tokens: the prompt.
         params: how to go on from it; not used where `score` is given.
         stop_ids: the ids that end a text, from the model or the prompt format.
+        shown_ids: control tokens whose text is given although `params` leaves control tokens out: those that
+            carry meaning, such as `<|python_tag|>`.
         continues: the output goes on from the prompt's last text, so that a leading space is kept.
         score: score the prompt instead of going on from it.
         adapter: the name of a loaded adapter.
@@ -67,6 +69,7 @@ class Request:
     tokens: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     stop_ids: frozenset[int] = frozenset()
+    shown_ids: frozenset[int] = frozenset()
     continues: bool = False
     score: Score | None = None
     adapter: str | None = None
@@ -76,7 +79,8 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", as_ids("the prompt", self.tokens))
-        object.__setattr__(self, "stop_ids", frozenset(as_ids("stop_ids", self.stop_ids)))
+        for name in ("stop_ids", "shown_ids"):
+            object.__setattr__(self, name, frozenset(as_ids(name, getattr(self, name))))
         if not isinstance(self.params, SamplingParams):
             raise RequestError(f"params is {self.params!r}; it must be a SamplingParams")
         if self.score is not None and not isinstance(self.score, Score):

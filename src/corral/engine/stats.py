@@ -39,7 +39,9 @@ class EngineStats:
 
     Attributes:
         running, waiting: sequences in steps, and in the queue.
-        blocks_used, blocks: of the key-value cache; used ones belong to a running sequence.
+        blocks_used, blocks: of the key-value cache; used ones belong to a running sequence, and one of all is
+            never given out.
+        block_size: tokens of a block.
         preemptions: how often a sequence gave its blocks back.
         evictions: how often a prefix's block was given up for another.
         counters: sums since the start.
@@ -49,6 +51,12 @@ class EngineStats:
     waiting: int
     blocks_used: int
     blocks: int
+    block_size: int
     preemptions: int
     evictions: int
     counters: Counters
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens the key-value cache holds at once."""
+        return (self.blocks - 1) * self.block_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 
 from corral.text.tokenizer import Tokenizer
 
@@ -13,20 +14,27 @@ class IncrementalDetokenizer:
     A character whose bytes are spread over several tokens is held back until its last byte is there, and
     nothing else is. The pieces, with that of `finish`, joined, equal `Tokenizer.decode` of all the tokens.
 
-    `continues` says that the tokens go on from earlier text, so that a SentencePiece token's leading space
-    is kept.
+    `skip_control` leaves control tokens out, but for those among `shown`. `continues` says that the tokens go
+    on from earlier text, so that a SentencePiece token's leading space is kept.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_control: bool = True, continues: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_control: bool = True,
+        shown: Collection[int] = (),
+        continues: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip_control = skip_control
+        self._skip_control, self._shown = skip_control, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = tokenizer.prefix_space and not continues
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is still incomplete."""
         is_control = self._tokenizer.is_control(token_id)
-        if is_control and self._skip_control:
+        if is_control and self._skip_control and token_id not in self._shown:
             return ""
         data = self._tokenizer.token_bytes(token_id)
         if self._strip_space:

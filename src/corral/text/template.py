@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,12 @@ from corral.text.function_schema import as_tools
 from corral.text.jinja_chat import ChatTemplate
 from corral.text.llama3_frame import check_continued
 from corral.text.messages import Message, as_messages
+from corral.text.plain_tools import TemplatePlaces, find_places, plain_dialog, told_results, uses_tools
 from corral.text.rendered import Rendered, RenderOptions, Tool
 from corral.text.segments import Segments
 from corral.text.template_mask import Span, cut_marks, spans_by_prefix
 from corral.text.tokenizer import Tokenizer
+from corral.text.tool_pairs import one_call_per_message
 
 # What options are called in templates that have a place for them.
 _OPTION_VARIABLES = (
@@ -29,9 +32,10 @@ _OPTION_VARIABLES = (
 class TemplateRenderer:
     """Renders with a chat template in Jinja, as transformers does, but content never becomes a control token.
 
-    A tool, an option or a tool call that would silently be left out of the prompt is refused. Where the
-    template has `{% generation %}` blocks, they give the mask; without them it is found, on demand, by
-    rendering the dialog up to each assistant message.
+    An option that would silently be left out of the prompt is refused. Tools, calls and results that the
+    template has no place for become plain messages (`plain_tools`), or are refused too. Where the template
+    has `{% generation %}` blocks, they give the mask; without them it is found, on demand, by rendering the
+    dialog up to each assistant message.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class TemplateRenderer:
         tool_template: str | None = None,
         stop_ids: Iterable[int] = (),
         special_tokens: Mapping[str, str] | None = None,
+        tools_as_text: bool = True,
     ) -> None:
         """`tool_template` is used instead where tools are given; `special_tokens` are variables such as
-        `bos_token`, by default those that the tokenizer knows."""
+        `bos_token`, by default those that the tokenizer knows; `tools_as_text` is for templates that have no
+        place for tools: without it, tools are refused there."""
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template)
         self._tool_template = self._template
@@ -55,6 +61,7 @@ class TemplateRenderer:
         self._names = ControlNames(tokenizer.control.keys())
         eos = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         self._stop_ids = frozenset((*stop_ids, *eos))
+        self._tools_as_text = tools_as_text
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -77,10 +84,13 @@ class TemplateRenderer:
             raise RenderError("messages is empty; a prompt needs at least one message")
         if options.continue_final_message:
             check_continued(dialog)
-        template = self._tool_template if tools else self._template
+        schemas = as_tools(tools)
+        if self._tools_as_text and uses_tools(dialog, schemas):
+            dialog, schemas = self._fitted(dialog, schemas)
+        template = self._tool_template if schemas else self._template
         variables = {
             **self._option_variables(template, options),
-            "tools": as_tools(tools) or None,
+            "tools": schemas or None,
             "messages": [message.to_dict() for message in dialog],
         }
         guard = ContentGuard(self._names, variables)
@@ -88,6 +98,31 @@ class TemplateRenderer:
         shown = self._guarded(draft, variables, options)
         _refuse_what_is_left_out(draft, shown)
         return self._encoded(draft, shown, options)
+
+    def places(self, *, tools: bool = True) -> TemplatePlaces:
+        """What the template has a place for that is used with tools, or without."""
+        return self._tool_places if tools else self._plain_places
+
+    @cached_property
+    def _tool_places(self) -> TemplatePlaces:
+        return find_places(self._tool_template, self._special_tokens)
+
+    @cached_property
+    def _plain_places(self) -> TemplatePlaces:
+        same = self._tool_template is self._template
+        return self._tool_places if same else find_places(self._template, self._special_tokens)
+
+    def _fitted(
+        self, dialog: list[Message], tools: list[dict[str, Any]]
+    ) -> tuple[list[Message], list[dict[str, Any]]]:
+        """The dialog and its tools in the form that the template has a place for."""
+        places = self.places(tools=bool(tools))
+        called = uses_tools(dialog, ())
+        if (tools and not places.tools) or (called and not places.calls):
+            return plain_dialog(dialog, tools, system=places.system), []
+        if not places.several_calls:
+            dialog = one_call_per_message(dialog)
+        return dialog if places.results else told_results(dialog), tools
 
     def _option_variables(self, template: ChatTemplate, options: RenderOptions) -> dict[str, Any]:
         """The options as the template's variables; those that it does not read are refused."""

@@ -82,6 +82,15 @@ _META_PYTHONIC_USER: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# Corral's own, for chat templates that have no place for tools.
+_PLAIN = (
+    "You have access to the following functions. "
+    "To call a function, respond with JSON and nothing else, in the format "
+    '{"name": function name, "parameters": dictionary of argument name and its value}. '
+    "Write several calls one after the other, separated by ; . Do not use variables. "
+    "The results come in the next message. If no function is needed, answer in plain text.\n\n"
+)
+
 # What Meta's function-tag prompt calls the types of JSON Schema.
 _PARAM_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -111,6 +120,11 @@ def template_tools(tools: Sequence[Schema], *, in_user_message: bool) -> str:
     """The part of the published templates that goes before the first user text or the system text."""
     listed = "".join(to_json(tool, _where(tool), 4) + "\n\n" for tool in tools)
     return (_TEMPLATE_USER if in_user_message else _TEMPLATE_SYSTEM) + listed
+
+
+def plain_tools(tools: Sequence[Schema]) -> str:
+    """The system text that describes tools where a chat template has no place for them, in Corral's words."""
+    return _PLAIN + "\n".join(to_json(tool, _where(tool)) for tool in tools)
 
 
 def meta_json_tools(tools: Sequence[Schema]) -> str:

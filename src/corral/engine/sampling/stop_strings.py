@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from corral.engine.sampling.params import SamplingParams
 from corral.text.detokenizer import IncrementalDetokenizer
@@ -65,20 +65,29 @@ class OutputText:
     to be kept anyway; nothing behind a stop string is ever given. A stop string that is complete before
     `min_tokens` tokens does not count. Without a tokenizer there is no text.
 
-    `continues` says that the output goes on from the prompt's last text, so that a leading space is kept.
+    `continues` says that the output goes on from the prompt's last text, so that a leading space is kept;
+    `shown_ids` are control tokens that are not left out.
 
     Attributes:
         stopped: the stop string that was found; the text is complete with it.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, continues: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        params: SamplingParams,
+        continues: bool,
+        shown_ids: Collection[int] = (),
+    ) -> None:
         self.stopped: str | None = None
         self._detokenizer: IncrementalDetokenizer | None = None
         self._vocab_size = 0
         if tokenizer is not None:
             self._vocab_size = tokenizer.vocab_size
             skips = params.skip_special_tokens
-            self._detokenizer = IncrementalDetokenizer(tokenizer, skip_control=skips, continues=continues)
+            self._detokenizer = IncrementalDetokenizer(
+                tokenizer, skip_control=skips, shown=shown_ids, continues=continues
+            )
         self._stops = StopStrings(params.stop) if params.stop else None
         self._keeps_stop = params.include_stop_str_in_output
         self._tokens_to_go = params.min_tokens

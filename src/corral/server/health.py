@@ -1,0 +1,30 @@
+"""Whether the server is alive, and whether it may be asked."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+import corral
+from corral.server.service import Service
+from corral.server.wire import json_response
+
+
+def health_router(service: Service) -> APIRouter:
+    """The routes that need no key."""
+    router = APIRouter(tags=["Health"])
+
+    @router.get("/health", summary="Alive")
+    async def health() -> Response:
+        return json_response({"status": "ok"})
+
+    @router.get("/ready", summary="Ready for requests")
+    async def ready() -> Response:
+        is_ready = service.state == "ready"
+        return json_response({"status": service.state}, 200 if is_ready else 503)
+
+    @router.get("/version", summary="Corral's version")
+    async def version() -> Response:
+        return json_response({"version": corral.__version__})
+
+    return router

@@ -1,0 +1,1 @@
+"""The interface of Text Generation Inference: generate, with its stream, and info."""
