@@ -17,6 +17,7 @@ from tests.peft_adapters import write_adapter
 from tests.random_models import SMALL_CHAT, random_model
 from tests.server.live_server import LiveServer, live_server
 
+HTTP = httpx.Client(timeout=60)
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -47,11 +48,11 @@ def adapting(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 def load(server: LiveServer, path: str, name: str = "style") -> httpx.Response:
     body = {"lora_name": name, "lora_path": path}
-    return httpx.post(f"{server.base_url}/v1/load_lora_adapter", json=body)
+    return HTTP.post(f"{server.base_url}/v1/load_lora_adapter", json=body)
 
 
 def unload(server: LiveServer, name: str = "style") -> httpx.Response:
-    return httpx.post(f"{server.base_url}/v1/unload_lora_adapter", json={"lora_name": name})
+    return HTTP.post(f"{server.base_url}/v1/unload_lora_adapter", json={"lora_name": name})
 
 
 def message(answer: httpx.Response) -> str:
@@ -60,20 +61,20 @@ def message(answer: httpx.Response) -> str:
 
 def reply(server: LiveServer, model: str | None) -> httpx.Response:
     body = {"messages": HI, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "model": model}
-    return httpx.post(f"{server.base_url}/v1/chat/completions", json=body)
+    return HTTP.post(f"{server.base_url}/v1/chat/completions", json=body)
 
 
 def test_a_loaded_adapter_answers_under_its_name_until_it_is_unloaded(adapting: LiveServer) -> None:
     plain = reply(adapting, None).json()["choices"][0]["message"]["content"]
     assert reply(adapting, "style").status_code == 404
     assert load(adapting, "team/style-1").json()["adapters"] == ["style"]
-    cards = httpx.get(f"{adapting.base_url}/v1/models").json()["data"]
+    cards = HTTP.get(f"{adapting.base_url}/v1/models").json()["data"]
     assert [(card["id"], card["parent"]) for card in cards] == [("small", None), ("style", "small")]
     adapted = reply(adapting, "style").json()
     assert adapted["model"] == "style"
     assert adapted["choices"][0]["message"]["content"] != plain
     body = {"inputs": "Hi", "parameters": {"max_new_tokens": 2, "adapter_id": "style"}}
-    assert httpx.post(f"{adapting.base_url}/generate", json=body).status_code == 200
+    assert HTTP.post(f"{adapting.base_url}/generate", json=body).status_code == 200
     assert unload(adapting).json()["adapters"] == []
     assert reply(adapting, "style").status_code == 404
     assert reply(adapting, None).json()["choices"][0]["message"]["content"] == plain
@@ -174,7 +175,7 @@ def test_a_server_without_a_folder_loads_none(small_server: LiveServer) -> None:
 
 def test_only_the_two_fields_are_taken(adapting: LiveServer) -> None:
     body: dict[str, Any] = {"lora_name": "style", "lora_path": "team/style-1", "load_inplace": True}
-    answer = httpx.post(f"{adapting.base_url}/v1/load_lora_adapter", json=body)
+    answer = HTTP.post(f"{adapting.base_url}/v1/load_lora_adapter", json=body)
     assert message(answer) == "load_inplace is no field that this server knows; remove it"
 
 

@@ -19,6 +19,7 @@ from corral.text.tool_calls import CallArguments, CallBegun, CallEnded, TextPiec
 from tests.server.full_queue import full_queue, narrow_server
 from tests.server.live_server import LiveServer
 
+HTTP = httpx.Client(timeout=60)
 ASK: Any = [{"role": "user", "content": "What is the capital of France? One sentence."}]
 GREEDY: Any = {"temperature": 0}
 CITY: Any = {
@@ -38,7 +39,7 @@ def client(server: LiveServer) -> anthropic.Anthropic:
 
 
 def post(server: LiveServer, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{server.base_url}/v1/messages", json={**FIELDS, **fields}, timeout=60)
+    return HTTP.post(f"{server.base_url}/v1/messages", json={**FIELDS, **fields})
 
 
 def events_of(server: LiveServer, **fields: Any) -> list[tuple[str, Any]]:
@@ -93,7 +94,8 @@ def test_a_full_context_is_told_from_a_full_answer(small_server: LiveServer) -> 
         return {"model": "small", "messages": [{"role": "user", "content": "a " * words}]}
 
     def count(words: int) -> int:
-        answer = httpx.post(f"{small_server.base_url}/v1/messages/count_tokens", json=dialog(words))
+        url = f"{small_server.base_url}/v1/messages/count_tokens"
+        answer = HTTP.post(url, json=dialog(words))
         return int(answer.json()["input_tokens"])
 
     longest = small_server.service.llm.max_model_len
@@ -102,7 +104,7 @@ def test_a_full_context_is_told_from_a_full_answer(small_server: LiveServer) -> 
     room = longest - count(words)
     assert 2 <= room < 8
     body = {**dialog(words), "max_tokens": 20, "temperature": 0}
-    answer = httpx.post(f"{small_server.base_url}/v1/messages", json=body).json()
+    answer = HTTP.post(f"{small_server.base_url}/v1/messages", json=body).json()
     assert answer["stop_reason"] == "model_context_window_exceeded"
     assert answer["usage"]["output_tokens"] == room
 

@@ -20,6 +20,7 @@ from tests.engine.engines import wait_until
 from tests.random_models import SMALL_CHAT
 from tests.server.live_server import LiveServer, live_server
 
+HTTP = httpx.Client(timeout=60)
 HI = [{"role": "user", "content": "Hi"}]
 SHORT = {"max_tokens": 3, "ignore_eos": True, "temperature": 0}
 INPUTS = {"inputs": "Hi", "parameters": {"max_new_tokens": 3}}
@@ -29,7 +30,7 @@ INPUTS = {"inputs": "Hi", "parameters": {"max_new_tokens": 3}}
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("small")
     write_chat_model(folder)
-    environ = {"AIP_HTTP_PORT": "8080", "AIP_HEALTH_ROUTE": "/alive", "AIP_PREDICT_ROUTE": "/v1/foretell"}
+    environ = {"AIP_HEALTH_ROUTE": "/alive", "AIP_PREDICT_ROUTE": "/v1/foretell"}
     with live_server(LLM(str(folder), threads=1), "small", vertex=Vertex.from_environ(environ)) as server:
         yield server
 
@@ -45,19 +46,19 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 def ask(server: LiveServer, path: str, body: Any, **headers: str) -> Any:
-    answer = httpx.post(server.base_url + path, json=body, headers=headers)
+    answer = HTTP.post(server.base_url + path, json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def test_pings_say_whether_the_model_is_ready(cloud: LiveServer) -> None:
     for path in ("/ping", "/alive"):
-        assert httpx.get(cloud.base_url + path).json() == {"status": "ready"}
+        assert HTTP.get(cloud.base_url + path).json() == {"status": "ready"}
 
 
 def test_pings_say_that_the_model_is_being_loaded() -> None:
     loading = Service(lambda: LLM("never"), ["never"])
-    client = TestClient(build_app(loading, Vertex(None, "/alive", None)))
+    client = TestClient(build_app(loading, Vertex("/alive", None)))
     for path in ("/ping", "/alive"):
         answer = client.get(path)
         assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
@@ -74,7 +75,7 @@ def test_a_body_is_handed_on_to_the_route_that_it_is_for(cloud: LiveServer, path
 
 def test_a_stream_is_handed_on_as_it_is(cloud: LiveServer) -> None:
     body = {"messages": HI, "stream": True, **SHORT}
-    with httpx.stream("POST", f"{cloud.base_url}/invocations", json=body) as answer:
+    with HTTP.stream("POST", f"{cloud.base_url}/invocations", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
@@ -94,20 +95,20 @@ def test_a_stream_is_handed_on_as_it_is(cloud: LiveServer) -> None:
     ],
 )
 def test_bodies_for_no_route_are_refused(cloud: LiveServer, body: Any, sentence: str) -> None:
-    answer = httpx.post(f"{cloud.base_url}/invocations", json=body)
+    answer = HTTP.post(f"{cloud.base_url}/invocations", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == sentence
 
 
 @pytest.mark.parametrize("body", ["{", '{"inputs": NaN}', "[" * 100_000, ""])
 def test_what_is_no_json_is_refused(cloud: LiveServer, body: str) -> None:
-    answer = httpx.post(f"{cloud.base_url}/invocations", content=body)
+    answer = HTTP.post(f"{cloud.base_url}/invocations", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("the body is ")
 
 
 def test_errors_have_the_shape_of_the_route_for_the_body(cloud: LiveServer) -> None:
-    answer = httpx.post(f"{cloud.base_url}/invocations", json={"inputs": "a", "parameters": {"top_k": 0}})
+    answer = HTTP.post(f"{cloud.base_url}/invocations", json={"inputs": "a", "parameters": {"top_k": 0}})
     assert answer.status_code == 422
     assert answer.json()["error_type"] == "validation"
 
@@ -116,11 +117,11 @@ def test_sagemakers_header_names_the_adapter(cloud: LiveServer) -> None:
     header = {"x-amzn-sagemaker-adapter-identifier": "style"}
     bodies: list[Any] = [{"messages": HI, **SHORT}, INPUTS]
     for body in bodies:
-        answer = httpx.post(f"{cloud.base_url}/invocations", json=body, headers=header)
+        answer = HTTP.post(f"{cloud.base_url}/invocations", json=body, headers=header)
         assert answer.status_code == 404
         assert "model 'style' is not served here" in answer.text
     body = {"messages": HI, "model": "other"}
-    answer = httpx.post(f"{cloud.base_url}/invocations", json=body, headers=header)
+    answer = HTTP.post(f"{cloud.base_url}/invocations", json=body, headers=header)
     assert "the body names another adapter" in answer.json()["error"]["message"]
     header = {"x-amzn-sagemaker-adapter-identifier": "small"}
     assert ask(cloud, "/invocations", {"messages": HI, **SHORT}, **header)["model"] == "small"
@@ -160,14 +161,14 @@ def test_instances_become_predictions(cloud: LiveServer) -> None:
     ],
 )
 def test_instances_that_cannot_be_asked_are_refused(cloud: LiveServer, body: Any, sentence: str) -> None:
-    answer = httpx.post(f"{cloud.base_url}/v1/foretell", json=body)
+    answer = HTTP.post(f"{cloud.base_url}/v1/foretell", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == sentence
 
 
 def test_one_bad_instance_is_the_answer(cloud: LiveServer) -> None:
     body = {"instances": [{"inputs": "Hi"}, {"inputs": "Hi", "parameters": {"top_k": -1}}]}
-    answer = httpx.post(f"{cloud.base_url}/v1/foretell", json=body)
+    answer = HTTP.post(f"{cloud.base_url}/v1/foretell", json=body)
     assert answer.status_code == 422
     assert answer.json() == {
         "error": "parameters.top_k: input should be greater than 0",
@@ -179,7 +180,7 @@ def test_who_leaves_before_the_predictions_stops_all_of_them(lasting: LiveServer
     endless = {"prompt": "Hi", "max_tokens": 60_000, "ignore_eos": True}
     for path, body in (("/invocations", endless), ("/generate", {"instances": [endless] * 3})):
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(lasting.base_url + path, json=body, timeout=httpx.Timeout(5, read=1))
+            HTTP.post(lasting.base_url + path, json=body, timeout=httpx.Timeout(5, read=1))
         wait_until(lambda: not lasting.service.num_running)
     engine = lasting.service.llm.engine
     wait_until(lambda: not engine.stats().running)
@@ -193,16 +194,14 @@ def test_a_route_that_is_there_keeps_its_bodies(lasting: LiveServer) -> None:
 
 
 def test_without_its_variables_there_is_nothing_of_vertex_ai(small_server: LiveServer) -> None:
-    assert Vertex.from_environ({}) == Vertex(None, None, None)
-    assert httpx.post(f"{small_server.base_url}/v1/foretell", json={}).status_code == 404
-    assert httpx.get(f"{small_server.base_url}/ping").status_code == 200
+    assert Vertex.from_environ({}) == Vertex(None, None)
+    assert HTTP.post(f"{small_server.base_url}/v1/foretell", json={}).status_code == 404
+    assert HTTP.get(f"{small_server.base_url}/ping").status_code == 200
 
 
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({"AIP_HTTP_PORT": "http"}, "AIP_HTTP_PORT is 'http'"),
-        ({"AIP_HTTP_PORT": "99999"}, "AIP_HTTP_PORT is '99999'"),
         ({"AIP_HEALTH_ROUTE": "alive"}, "AIP_HEALTH_ROUTE is 'alive'"),
         ({"AIP_PREDICT_ROUTE": "/{x}"}, "AIP_PREDICT_ROUTE is '/{x}'"),
         ({"AIP_HEALTH_ROUTE": "/a", "AIP_PREDICT_ROUTE": "/a"}, "AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE"),
@@ -212,3 +211,12 @@ def test_variables_without_meaning_are_refused(environ: dict[str, str], sentence
     with pytest.raises(ConfigError, match=r"must be|write|give") as caught:
         Vertex.from_environ(environ)
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/load_lora_adapter"])
+def test_a_route_that_needs_a_key_is_no_health_route(path: str) -> None:
+    """Health routes are open."""
+    service = Service(lambda: LLM("never"), ["never"])
+    with pytest.raises(ConfigError, match="where there is another route"):
+        build_app(service, Vertex(path, None))
+    assert build_app(service, Vertex("/health", None))

@@ -68,12 +68,14 @@ def test_the_port_is_open_before_the_model_is_loaded(tmp_path: Path) -> None:
         states = set()
         while 200 not in states:
             try:
-                states.add(httpx.get(f"{server.base_url}/ready").status_code)
+                states.add(httpx.get(f"{server.base_url}/ready", timeout=60).status_code)
             except httpx.ConnectError:
                 continue
             if 200 not in states:
-                assert httpx.get(f"{server.base_url}/health").status_code == 200
-                early = httpx.post(f"{server.base_url}/v1/chat/completions", json=ASK)
+                assert httpx.get(f"{server.base_url}/health", timeout=60).status_code == 200
+                early = httpx.post(
+                    f"{server.base_url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=60
+                )
                 assert early.status_code in (503, 200)
         assert states == {503, 200}
         assert "ready in" in server.log.read_text()

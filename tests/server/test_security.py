@@ -52,7 +52,7 @@ def assert_says_nothing(answer: httpx.Response) -> None:
 
 ALMOST = [
     {},
-    bearer(""),
+    {"authorization": "Bearer"},
     bearer(KEY[:-1]),
     bearer(KEY + "x"),
     bearer(KEY.upper()),
@@ -170,8 +170,8 @@ def test_headers_without_measure_are_refused(guarded: ServerProcess) -> None:
 def test_what_a_client_calls_its_request_cannot_write_headers(guarded: ServerProcess) -> None:
     url = f"{guarded.base_url}/health"
     assert httpx.get(url, headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
-    for bad in ("a b", "x" * 500, "é".encode("latin-1").decode("latin-1"), "a;b=<script>"):
-        answer = httpx.get(url, headers={"x-request-id": bad.encode("latin-1").decode("latin-1")})
+    for bad in ("a b", "x" * 500, "é", "a;b=<script>"):
+        answer = httpx.get(url, headers={b"x-request-id": bad.encode()})
         assert answer.status_code == 200
         assert answer.headers["x-request-id"] != bad
     host, port = guarded.base_url.removeprefix("http://").split(":")

@@ -17,6 +17,7 @@ from corral.model.presets import DEFAULT_MODEL
 from tests.server.full_queue import full_queue, narrow_server
 from tests.server.live_server import LiveServer
 
+HTTP = httpx.Client(timeout=60)
 PROMPT = "The capital of France is"
 CHAT = "<|im_start|>user\nWhat is 2+2? One number.<|im_end|>\n<|im_start|>assistant\n"
 ASK: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -35,7 +36,7 @@ def client(server: LiveServer) -> Any:
 
 def generate(server: LiveServer, route: str = "/generate", inputs: str = PROMPT, **parameters: Any) -> Any:
     body = {"inputs": inputs, "parameters": parameters}
-    answer = httpx.post(server.base_url + route, json=body, timeout=60)
+    answer = HTTP.post(server.base_url + route, json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -43,7 +44,7 @@ def generate(server: LiveServer, route: str = "/generate", inputs: str = PROMPT,
 def stream(server: LiveServer, inputs: str = PROMPT, **parameters: Any) -> list[Any]:
     """The events of a stream."""
     body = {"inputs": inputs, "parameters": parameters}
-    answer = httpx.post(f"{server.base_url}/generate_stream", json=body, timeout=60)
+    answer = HTTP.post(f"{server.base_url}/generate_stream", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     return [json.loads(event.removeprefix("data:")) for event in answer.text.split("\n\n") if event]
 
@@ -116,9 +117,9 @@ def test_the_last_tokens_event_tells_the_end(server: LiveServer, parameters: Any
 
 def test_a_prompt_may_spell_out_its_control_tokens(server: LiveServer) -> None:
     """As chat templates do whose text is sent here."""
-    prompt = httpx.post(f"{server.base_url}/apply-template", json={"messages": ASK}).json()["prompt"]
+    prompt = HTTP.post(f"{server.base_url}/apply-template", json={"messages": ASK}).json()["prompt"]
     body = {"messages": ASK, "max_tokens": 8, "temperature": 0}
-    chat = httpx.post(f"{server.base_url}/v1/chat/completions", json=body).json()
+    chat = HTTP.post(f"{server.base_url}/v1/chat/completions", json=body).json()
     raw = generate(server, inputs=prompt, max_new_tokens=8, details=True, decoder_input_details=True)
     assert raw["generated_text"] == chat["choices"][0]["message"]["content"]
     assert len(raw["details"]["prefill"]) == chat["usage"]["prompt_tokens"]
@@ -197,7 +198,7 @@ def test_what_cannot_be_done_is_a_validation_error(client: Any, parameters: Any,
     [{}, {"inputs": ""}, {"inputs": "a" * 60_000}, {"inputs": "a", "surprise": 1}, {"inputs": 5}, []],
 )
 def test_bad_bodies_have_tgis_shape_and_status(server: LiveServer, route: str, body: Any) -> None:
-    answer = httpx.post(server.base_url + route, json=body)
+    answer = HTTP.post(server.base_url + route, json=body)
     assert answer.status_code == 422
     assert answer.json()["error_type"] == "validation"
     assert isinstance(answer.json()["error"], str)
@@ -220,7 +221,7 @@ def test_a_full_queue_is_an_overloaded_error(tmp_path: Path) -> None:
 
 
 def test_info_tells_the_model_and_its_bounds(server: LiveServer) -> None:
-    info = httpx.get(f"{server.base_url}/info").json()
+    info = HTTP.get(f"{server.base_url}/info").json()
     assert info["model_id"] == DEFAULT_MODEL
     assert info["max_total_tokens"] == server.service.llm.max_model_len
     assert info["max_input_tokens"] == info["max_total_tokens"] - 1
@@ -274,5 +275,5 @@ def test_chat_calls_tools_and_hears_their_results(client: Any) -> None:
 
 def test_chat_streams_end_with_the_line_that_its_client_waits_for(server: LiveServer) -> None:
     body = {"messages": ASK, "max_tokens": 2, "stream": True}
-    answer = httpx.post(f"{server.base_url}/v1/chat/completions", json=body)
+    answer = HTTP.post(f"{server.base_url}/v1/chat/completions", json=body)
     assert answer.text.endswith("\n\ndata: [DONE]\n\n")

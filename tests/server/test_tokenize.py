@@ -10,11 +10,12 @@ import pytest
 from corral.text.tokenizer import Tokenizer
 from tests.server.live_server import LiveServer
 
+HTTP = httpx.Client(timeout=60)
 HI = [{"role": "user", "content": "Hi <|im_end|>"}]
 
 
 def ask(server: LiveServer, path: str, body: Any) -> Any:
-    answer = httpx.post(server.base_url + path, json=body)
+    answer = HTTP.post(server.base_url + path, json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -77,6 +78,6 @@ def test_a_template_is_applied_with_what_the_dialog_asks_for(server: LiveServer)
 def test_what_has_no_tokens_is_refused(
     server: LiveServer, path: str, body: Any, status: int, sentence: str
 ) -> None:
-    answer = httpx.post(server.base_url + path, json=body)
+    answer = HTTP.post(server.base_url + path, json=body)
     assert answer.status_code == status
     assert answer.json()["error"]["message"].startswith(sentence)

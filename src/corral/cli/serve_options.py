@@ -51,7 +51,11 @@ class Address:
     """Where it listens."""
 
     host: Annotated[str | None, _option(_ADDRESS, "127.0.0.1 by default: this machine alone.")] = None
-    port: Annotated[int | None, _option(_ADDRESS, "8000 by default; 0 takes a free one.")] = None
+    port: Annotated[
+        int | None,
+        # Vertex AI says in this variable where it will ask.
+        _option(_ADDRESS, "8000 by default; 0 takes a free one.", envvar="AIP_HTTP_PORT"),
+    ] = None
     root_path: Annotated[str | None, _option(_ADDRESS, "The prefix that a proxy strips, like /llm.")] = None
     trusted_proxy: Annotated[
         list[str] | None, _option(_ADDRESS, "Address whose X-Forwarded-For is believed; several times.")

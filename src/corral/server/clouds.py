@@ -31,35 +31,32 @@ _TARGETS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "in
 ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 MAX_INSTANCES = 64
 
-_HEALTH_ENV, _PREDICT_ENV, _PORT_ENV = "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE", "AIP_HTTP_PORT"
+_HEALTH_ENV, _PREDICT_ENV = "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"
+_HEALTH = frozenset({"/health", "/ready", "/ping"})
 _ROUTE = re.compile(r"(/[A-Za-z0-9_.:-]+)+")
 
 
 @dataclass(frozen=True)
 class Vertex:
-    """What Vertex AI asks of a container: the port to listen at, and its two routes."""
+    """The two routes that Vertex AI asks of a container."""
 
-    port: int | None
     health_route: str | None
     predict_route: str | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Vertex:
-        """Reads the variables `AIP_HTTP_PORT`, `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE`.
+        """Reads the variables `AIP_HEALTH_ROUTE` and `AIP_PREDICT_ROUTE`.
 
         Raises:
             ConfigError: one of them has no meaning.
         """
-        port = environ.get(_PORT_ENV) or None
-        if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ConfigError(f"{_PORT_ENV} is {port!r}; it must be a port, from 1 to 65535")
         routes = [environ.get(name) or None for name in (_HEALTH_ENV, _PREDICT_ENV)]
         for name, route in zip((_HEALTH_ENV, _PREDICT_ENV), routes, strict=True):
             if route is not None and not _ROUTE.fullmatch(route):
                 raise ConfigError(f"{name} is {route!r}; write a path like /predict")
         if routes[0] is not None and routes[0] == routes[1]:
             raise ConfigError(f"{_HEALTH_ENV} and {_PREDICT_ENV} are both {routes[0]!r}; give two paths")
-        return cls(None if port is None else int(port), *routes)
+        return cls(*routes)
 
     @property
     def open_paths(self) -> frozenset[str]:
@@ -67,12 +64,22 @@ class Vertex:
         return frozenset() if self.health_route is None else frozenset({self.health_route})
 
 
-NO_VERTEX = Vertex(None, None, None)
+NO_VERTEX = Vertex(None, None)
 
 
 def add_clouds(app: FastAPI, service: Service, vertex: Vertex) -> None:
-    """Adds SageMaker's routes, and Vertex AI's where `vertex` names them, to an app that has all others."""
+    """Adds SageMaker's routes, and Vertex AI's where `vertex` names them, to an app that has all others.
+
+    Raises:
+        ConfigError: the path for Vertex AI's health checks, which needs no key, is that of another route.
+    """
     inner = Router(list(app.router.routes))
+    for path in vertex.open_paths - _HEALTH:
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        if any(route.matches(scope)[0] is not Match.NONE for route in inner.routes):
+            raise ConfigError(
+                f"{_HEALTH_ENV} is {path!r}, where there is another route; take /health, or a new path"
+            )
     router = APIRouter(tags=["Clouds"])
 
     async def ping() -> Response:

@@ -12,6 +12,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
+# What a route that may stream says of its answers in the server's description.
+MAY_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent, so that no proxy closes the line
 _COMMENT = b": still at work\n\n"
 

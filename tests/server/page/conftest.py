@@ -66,7 +66,7 @@ def context(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(context: Any) -> Iterator[OpenPage]:
-    """Opens the page of a server, with nothing kept from before; nothing may go wrong then, or go elsewhere."""
+    """Opens the page of a server, with nothing kept from before; nothing may go wrong, or elsewhere."""
     pages: list[Any] = []
     wrong: list[str] = []
 

@@ -90,14 +90,14 @@ def test_regenerate_edit_and_undo(server: PageServer, open_page: OpenPage) -> No
 def test_the_pages_tools_run_and_a_persons_own_are_asked_for(server: PageServer, open_page: OpenPage) -> None:
     chat = open_page(server)
     chat.open_settings()
-    chat.page.get_by_label("Calculator").check()
+    chat.page.locator("#corral-tools").get_by_label("Calculator").check()
     chat.page.get_by_label("It must call one").check()
     chat.page.get_by_label("Longest answer").fill("60")
     chat.ask("Use the calculator: what is 12 * 7?")
     chat.see("🔧 calculator(")
     assert "→" in chat.boxes()[0]
 
-    chat.page.get_by_label("Calculator").uncheck()
+    chat.page.locator("#corral-tools").get_by_label("Calculator").uncheck()
     chat.page.locator("#corral-custom-tools textarea").fill(json.dumps([WEATHER]))
     chat.ask("What is the weather in Oslo?")
     chat.see("get_weather was called with", "#corral-results")
@@ -177,7 +177,6 @@ def test_people_are_answered_side_by_side(server: PageServer, open_page: OpenPag
 
 def test_a_long_answer_does_not_pull_the_reader_down(server: PageServer, open_page: OpenPage) -> None:
     chat = open_page(server, height=420)
-    chat.ask(FRANCE)
     chat.send(STORY)
     chat.until(
         "() => { const log = document.querySelector('#corral-chat .bubble-wrap');"

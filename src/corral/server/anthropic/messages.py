@@ -17,7 +17,7 @@ from corral.server.anthropic.content import ContentBlocks
 from corral.server.chat_task import answer_chat
 from corral.server.errors import anthropic_body, as_api_error
 from corral.server.service import Service
-from corral.server.sse import EventStream, unless_gone
+from corral.server.sse import MAY_STREAM, EventStream, unless_gone
 from corral.server.wire import dumps, json_response
 
 
@@ -25,7 +25,7 @@ def messages_router(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["Anthropic"])
 
-    @router.post("/v1/messages", summary="Answer a dialog")
+    @router.post("/v1/messages", summary="Answer a dialog", responses=MAY_STREAM)
     async def create(body: MessagesBody, request: HttpRequest) -> Response:
         llm, adapter = service.llm, service.adapter(body.model)
         defaults, timeout = llm.default_sampling_params(), service.timeout(request.headers)

@@ -22,7 +22,7 @@ from corral.server.openai.chat_body import ChatBody
 from corral.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from corral.server.openai.usage import timings_body, usage_body
 from corral.server.service import Service
-from corral.server.sse import EventStream, unless_gone
+from corral.server.sse import MAY_STREAM, EventStream, unless_gone
 from corral.server.wire import dumps, json_response
 from corral.text.tokenizer import Tokenizer
 from corral.text.tool_calls.pieces import CallArguments, CallBegun, ChatPiece, TextPiece
@@ -35,7 +35,7 @@ def chat_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter(tags=["OpenAI"])
 
-    @router.post("/v1/chat/completions", summary="Answer a dialog")
+    @router.post("/v1/chat/completions", summary="Answer a dialog", responses=MAY_STREAM)
     async def create(body: ChatBody, request: HttpRequest) -> Response:
         llm, adapter = service.llm, service.adapter(body.model)
         defaults, timeout = llm.default_sampling_params(), service.timeout(request.headers)

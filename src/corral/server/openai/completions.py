@@ -23,7 +23,7 @@ from corral.server.openai.completions_logprobs import LogprobLists, joined
 from corral.server.openai.logprobs import prompt_logprobs
 from corral.server.openai.usage import timings_body, usage_body
 from corral.server.service import Service
-from corral.server.sse import EventStream, unless_gone
+from corral.server.sse import MAY_STREAM, EventStream, unless_gone
 from corral.server.wire import dumps, json_response
 from corral.text.tokenizer import Tokenizer
 from corral.text.tool_calls import TextPiece
@@ -33,7 +33,7 @@ def completions_router(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter(tags=["OpenAI"])
 
-    @router.post("/v1/completions", summary="Go on from texts")
+    @router.post("/v1/completions", summary="Go on from texts", responses=MAY_STREAM)
     async def create(body: CompletionBody, request: HttpRequest) -> Response:
         llm, adapter = service.llm, service.adapter(body.model)
         params, timeout = body.params(llm.default_sampling_params()), service.timeout(request.headers)

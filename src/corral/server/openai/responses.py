@@ -20,8 +20,9 @@ from corral.server.openai.responses_body import ResponseBody
 from corral.server.openai.responses_output import Change, Json, OutputItems
 from corral.server.openai.usage import timings_body
 from corral.server.service import Service
-from corral.server.sse import EventStream, unless_gone
+from corral.server.sse import MAY_STREAM, EventStream, unless_gone
 from corral.server.wire import dumps, json_response
+from corral.text.messages import as_messages
 from corral.text.tokenizer import Tokenizer
 
 
@@ -29,7 +30,7 @@ def responses_router(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["OpenAI"])
 
-    @router.post("/v1/responses", summary="Answer a dialog, in items")
+    @router.post("/v1/responses", summary="Answer a dialog, in items", responses=MAY_STREAM)
     async def create(body: ResponseBody, request: HttpRequest) -> Response:
         llm, adapter = service.llm, service.adapter(body.model)
         params, timeout = body.params(llm.default_sampling_params()), service.timeout(request.headers)
@@ -48,7 +49,7 @@ def responses_router(service: Service) -> APIRouter:
 
         def num_tokens() -> int:
             task = body.task(llm, params, adapter, None)
-            return len(task.request(llm, task.form(llm)).tokens)
+            return len(llm.render(as_messages(task.messages), task.toolbox.shown, task.options).tokens)
 
         counted = await service.in_thread(num_tokens)
         return json_response({"object": "response.input_tokens", "input_tokens": counted})

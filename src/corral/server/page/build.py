@@ -84,10 +84,11 @@ def _wire(page: gr.Blocks, parts: Parts, events: Events) -> None:
         events.open_page, [kept, key], [*view, *server], js="() => [corral.start(), corral.key()]", **quiet
     )
     connected = [*parts.settings(), *server]
-    key.submit(
-        events.connect, [kept, key], connected, js="(kept, key) => [kept, corral.keepKey(key)]", **quiet
-    )
-    key.blur(events.connect, [kept, key], connected, js="(kept, key) => [kept, corral.keepKey(key)]", **quiet)
+    last: dict[str, Any] = {"trigger_mode": "always_last", **quiet}
+    for entered in (key.submit, key.blur):
+        entered(
+            events.connect, [kept, key], connected, js="(kept, key) => [kept, corral.keepKey(key)]", **last
+        )
     parts.retry_loading.tick(events.connect, [kept, key], connected, **quiet)
 
     # "multiple": Gradio would else swallow what is sent before it has noted the end of the answer before.
@@ -103,7 +104,7 @@ def _wire(page: gr.Blocks, parts: Parts, events: Events) -> None:
 
     kept.change(events.list_chats, kept, parts.chats, js="(kept) => corral.keep(kept)", **quiet)
     parts.chats.input(
-        events.open_chat, [kept, served], view, js="(_, served) => [corral.open(), served]", **quiet
+        events.open_chat, [kept, served], view, js="(_, served) => [corral.open(), served]", **last
     )
     _wire_menus(parts, events, view, quiet)
 

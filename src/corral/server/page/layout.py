@@ -218,6 +218,7 @@ def _middle() -> dict[str, Any]:
             container=False,
             scale=1,
             height="100%",
+            autoscroll=False,  # page.js does it: Gradio's own pulls down a reader who has scrolled up
             buttons=["copy"],
             feedback_options=None,
             editable="user",

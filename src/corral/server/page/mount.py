@@ -1,4 +1,4 @@
-"""Putting the page into the server. Gradio takes seconds to import: that waits until somebody opens the page."""
+"""Putting the page into the server. Gradio takes seconds to import: that waits for the first visitor."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from corral.server.page.guard import PageMount
 def mount_page(app: FastAPI, *, api: ASGIApp | None = None, title: str = "Corral") -> None:
     """Serve the chat page at `/`.
 
-    The page's own routes, which `corral.server.page.guard.is_page_path` tells from others, need no key and give
-    nothing but the page: what it asks of a model goes through `api` with the key that its user has entered.
+    The page's own routes, which `corral.server.page.guard.is_page_path` tells from others, need no key and
+    give nothing but the page: what it asks of a model goes through `api`, with the key that its user entered.
 
     Args:
         app: the server's application.

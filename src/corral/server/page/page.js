@@ -122,8 +122,26 @@ window.corral = (() => {
   document.addEventListener("click", (event) => {
     if (narrow() && event.isTrusted && !event.target.closest(".sidebar, dialog")) closeSidebars();
   });
+  // The chat follows an answer as long as its end is in view, and goes to the end for a new question.
+  const follow = () => {
+    const chat = document.querySelector("#corral-chat");
+    const log = () => chat.querySelector(".bubble-wrap");
+    let atEnd = true;
+    let questions = 0;
+    chat.addEventListener("scroll", () => {
+      atEnd = log().scrollHeight - log().clientHeight - log().scrollTop < 60;
+    }, { capture: true, passive: true });
+    new MutationObserver(() => {
+      const asked = chat.querySelectorAll(".user-row").length;
+      if (asked !== questions) atEnd = true;
+      questions = asked;
+      if (atEnd && log()) log().scrollTop = log().scrollHeight;
+    }).observe(chat, { childList: true, subtree: true, characterData: true });
+  };
+
   const start = () => {
     showDark();
+    follow();
     if (narrow()) closeSidebars();
     return current();
   };

@@ -14,7 +14,7 @@ from corral.llm import LLM
 from corral.server.answers import Answer, Collected, Ended, Output, Said
 from corral.server.errors import as_api_error, tgi_body
 from corral.server.service import Service
-from corral.server.sse import EventStream, unless_gone
+from corral.server.sse import MAY_STREAM, EventStream, unless_gone
 from corral.server.tgi.body import CompatGenerateBody, GenerateBody
 from corral.server.tgi.details import (
     finish_reason,
@@ -47,12 +47,12 @@ def generate_router(service: Service) -> APIRouter:
         sheet = await begin(body, request, streams=False)
         return json_response(await unless_gone(request, sheet.whole()))
 
-    @router.post("/generate_stream", summary="Go on from a text, token by token")
+    @router.post("/generate_stream", summary="Go on from a text, token by token", responses=MAY_STREAM)
     async def generate_stream(body: GenerateBody, request: HttpRequest) -> Response:
         sheet = await begin(body, request, streams=True)
         return EventStream(sheet.stream(), sheet.answer.leave)
 
-    @router.post("/", summary="Go on from a text, token by token where stream is set")
+    @router.post("/", summary="Go on from a text, token by token where stream is set", responses=MAY_STREAM)
     async def compat_generate(body: CompatGenerateBody, request: HttpRequest) -> Response:
         sheet = await begin(body, request, streams=bool(body.stream))
         if body.stream:
