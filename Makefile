@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := src tests benchmarks
+SOURCES := src tests benchmarks deploy
 NATIVE := $(shell find native -type f)
 
 # CMake and Ninja as packages: the same on every machine.
