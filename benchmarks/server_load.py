@@ -3,7 +3,7 @@
     python benchmarks/server_load.py [--model NAME] [--clients 64] [--seconds 120]
 
 A third of the requests is left before its end. Meanwhile `/health` is asked 20 times a second. At the end the
-server must have nothing left: no request, no block of the key-value cache; and its memory must have come to rest.
+server must have nothing left: no request, no block of the key-value cache; and its memory must be at rest.
 """
 
 from __future__ import annotations

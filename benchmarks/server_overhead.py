@@ -1,6 +1,6 @@
 """What HTTP costs over the engine alone: the same requests, streamed to clients and run in the process.
 
-    python benchmarks/server_overhead.py [--model NAME] [--concurrency 64] [--tokens 128] [--rounds 5]
+    python benchmarks/server_overhead.py [--model NAME] [--concurrency 64] [--tokens 256] [--rounds 5]
 
 The client reads what has come 20 times a second, so that its own work hardly counts: in use it is another
 machine's. Both ways use the same options, and each starts a process of its own.
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)

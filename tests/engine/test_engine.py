@@ -248,8 +248,7 @@ def test_nobody_starves(llama31_model: Llama) -> None:
 
 def test_an_idle_engine_does_nothing(engine: Engine) -> None:
     run(engine, [Request([5], GREEDY)])
-    (thread,) = [t for t in threading.enumerate() if t.name == "corral-engine" and t.is_alive()]
-    clock = time.pthread_getcpuclockid(thread.ident or 0)
+    clock = time.pthread_getcpuclockid(engine._thread.ident or 0)
     before, steps = time.clock_gettime(clock), engine.stats().counters.steps
     time.sleep(0.5)
     assert engine.stats().counters.steps == steps

@@ -55,23 +55,24 @@ class Handle:
 
     async def await_next(self) -> Event | None:
         """As `wait`, in an event loop."""
+        events = await self._await(1)
+        return events[0] if events else None
+
+    async def await_all(self) -> list[Event]:
+        """The next events, in an event loop: all that have come; none after the last."""
+        return await self._await(None)
+
+    async def _await(self, most: int | None) -> list[Event]:
         loop = asyncio.get_running_loop()
         while True:
             with self._arrived:
                 if self._events:
-                    return self._events.popleft()
+                    return [self._events.popleft() for _ in range(most or len(self._events))]
                 if self.done:
-                    return None
+                    return []
                 arrived = loop.create_future()
                 self._wake = partial(loop.call_soon_threadsafe, _set, arrived)
             await arrived
-
-    def take_ready(self) -> list[Event]:
-        """The events that have come and nobody has taken, without waiting."""
-        with self._arrived:
-            ready = list(self._events)
-            self._events.clear()
-        return ready
 
     def push(self, event: Event) -> None:
         """The engine's end: adds an event."""

@@ -117,7 +117,9 @@ class Answer:
         return [*told, Ended(index, reason, stop, event.usage, event.timings)]
 
     def _counted(self, index: int, pieces: list[ChatPiece]) -> list[ChatPiece]:
-        self._calls[index] += sum(isinstance(piece, CallBegun) for piece in pieces)
+        for piece in pieces:
+            if isinstance(piece, CallBegun):
+                self._calls[index] += 1
         return pieces
 
 

@@ -25,11 +25,9 @@ class Running:
         Raises:
             ApiError: the request, or an output of it, has failed, was out of time, or was ended.
         """
-        first = await self.handle.await_next()
-        if first is None:
+        events = await self.handle.await_all()
+        if not events:
             self._forget(self)
-            return ()
-        events = [first, *self.handle.take_ready()]
         for event in events:
             self._observer.event(event)
             if isinstance(event, Failed):

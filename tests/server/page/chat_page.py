@@ -27,8 +27,14 @@ class ChatPage:
         self.until("() => document.querySelector('#corral-box textarea').value === ''")
 
     def wait(self) -> None:
-        """Wait until no answer is being made."""
-        self.page.locator("#corral-box .submit-button").wait_for(timeout=WAIT_MS)
+        """Wait until no answer is being made: the page's parts do not all change in the same moment."""
+        self.page.evaluate("window.quietSince = 0")
+        self.until(
+            "() => { const quiet = document.querySelector('#corral-box .submit-button')"
+            " && ![...document.querySelectorAll('#corral-chat .bot-row')].some(row => row.innerText.trim() === '…');"
+            " window.quietSince = quiet ? window.quietSince || performance.now() : 0;"
+            " return quiet && performance.now() - window.quietSince > 300; }"
+        )
 
     def see(self, text: str, within: str = "#corral-chat") -> None:
         """Wait until a text is there."""

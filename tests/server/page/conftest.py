@@ -25,7 +25,9 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # Playwright has an event loop run in this thread, in which others start theirs
 def browser() -> Iterator[Any]:
     """Headless Chromium, for which there is no network but loopback."""
     path = chromium_path()
@@ -56,7 +58,7 @@ def locked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServ
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser: Any) -> Iterator[Any]:
     """One profile for all tests: the page's own files are fetched once."""
     context = browser.new_context()

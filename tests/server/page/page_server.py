@@ -73,4 +73,4 @@ def page_server(llm: LLM, name: str, key: str | None = None) -> Iterator[PageSer
         server.should_exit = True
         thread.join()
         service.close()
-        operations.close() if hasattr(operations, "close") else None
+        operations.close()

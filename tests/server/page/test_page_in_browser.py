@@ -117,8 +117,8 @@ def test_conversations_stay_in_the_browser(server: PageServer, open_page: OpenPa
     chat.ask(FRANCE)
     before = chat.answers()
     chat.reload()
-    chat.see(FRANCE)
-    assert chat.answers() == before
+    wait_until(lambda: chat.answers() == before)
+    assert chat.questions() == [FRANCE]
     chat.open_settings()
     assert chat.page.locator("#corral-system textarea").input_value() == "You are brief."
 
@@ -131,8 +131,8 @@ def test_conversations_stay_in_the_browser(server: PageServer, open_page: OpenPa
     chat.until("() => document.querySelector('#corral-chat .bot-row')?.innerText.length > 60")
     chat.see("About France", "#corral-chats")
     chat.page.locator("#corral-chats label").get_by_text("About France").click()
-    chat.see(FRANCE)
     wait_until(lambda: server.is_idle)
+    chat.wait()
     assert chat.answers() == before
     assert len(chat.chats()) == 2
     chat.page.locator("#corral-chats label").get_by_text("Write a long story").click()

@@ -103,9 +103,8 @@ def _wire(page: gr.Blocks, parts: Parts, events: Events) -> None:
     page.unload(events.stop)
 
     kept.change(events.list_chats, kept, parts.chats, js="(kept) => corral.keep(kept)", **quiet)
-    parts.chats.input(
-        events.open_chat, [kept, served], view, js="(_, served) => [corral.open(), served]", **last
-    )
+    chosen = parts.chats.input(None, parts.chats, parts.chosen, js="(id) => corral.open(id)", **last)
+    chosen.then(events.open_chat, [parts.chosen, served], view, **last)
     _wire_menus(parts, events, view, quiet)
 
 

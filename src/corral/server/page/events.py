@@ -97,7 +97,8 @@ class Events:
     ) -> AsyncIterator[Updates]:
         """Answer a new message. While an answer is being made, the message stays in the box."""
         conversation = self._with_settings(kept, served, settings)
-        if text.strip() and not self._running.has(_session(request)):
+        if text.strip() and not self._running.is_making(_session(request)):
+            await self._running.end(_session(request))
             conversation.ask(text)
             async for updates in self._answer(conversation, served, key, request, {self._parts.box: ""}):
                 yield updates
@@ -156,8 +157,8 @@ class Events:
         shown = kept_at = 0.0
         yield {**self._chat_view(conversation, writing=True), **(first or {})}
         async with self._api(key, request) as api:
-            with self._running.begin(_session(request)) as stop:
-                async for _ in answer(api, conversation, stop, context_length):
+            with self._running.begin(_session(request)) as running:
+                async for _ in answer(api, conversation, running.stop, context_length):
                     now = time.monotonic()
                     if now - shown < _SHOW_S:
                         continue
@@ -168,8 +169,9 @@ class Events:
                     else:
                         kept_at = now
                     yield updates
-        conversation.touch()
-        yield self._chat_view(conversation)
+                conversation.touch()
+                running.is_made = True
+                yield self._chat_view(conversation)
 
     async def stop(self, request: gr.Request) -> None:
         """End the answer that is being made; what there is of it stays."""

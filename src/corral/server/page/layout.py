@@ -47,6 +47,7 @@ class Parts:
     kept: gr.JSON  # the conversation that is open, as the browser keeps it
     served: gr.JSON  # the models of the server
     file: gr.JSON  # an export on its way into a download
+    chosen: gr.JSON  # a conversation on its way out of the browser's store
     new: gr.Button
     chats: gr.Radio
     delete: gr.Button
@@ -91,6 +92,7 @@ def build_parts() -> Parts:
         kept=gr.JSON(visible="hidden", elem_id="corral-kept"),
         served=gr.JSON(visible="hidden"),
         file=gr.JSON(visible="hidden"),
+        chosen=gr.JSON(visible="hidden"),
         retry_loading=gr.Timer(2.0, active=False),
         **_conversations(),
         **_settings(),

@@ -42,10 +42,7 @@ window.corral = (() => {
     }
     return index(chat.id);
   };
-  const open = () => {
-    const chosen = document.querySelector("#corral-chats input:checked");
-    return (chosen && read(CHAT + chosen.value)) || current();
-  };
+  const open = (id) => read(CHAT + id) || current();
   const blank = (chat) => fresh(chat && chat.settings);
   const remove = (chat) => {
     if (!chat || !chat.id || !localStorage.getItem(CHAT + chat.id)) return blank(chat);
@@ -147,5 +144,5 @@ window.corral = (() => {
   };
   const chosen = (chat) => { if (narrow()) closeSidebars(); return chat; };
 
-  return { start, keep, open: () => chosen(open()), blank: (chat) => chosen(blank(chat)), remove, take, download, downloadAll, pick, key, keepKey, toggleDark };
+  return { start, keep, open: (id) => chosen(open(id)), blank: (chat) => chosen(blank(chat)), remove, take, download, downloadAll, pick, key, keepKey, toggleDark };
 })();
