@@ -31,7 +31,8 @@ class ChatPage:
         self.page.evaluate("window.quietSince = 0")
         self.until(
             "() => { const quiet = document.querySelector('#corral-box .submit-button')"
-            " && ![...document.querySelectorAll('#corral-chat .bot-row')].some(row => row.innerText.trim() === '…');"
+            " && ![...document.querySelectorAll('#corral-chat .bot-row')]"
+            ".some(row => row.innerText.trim() === '…');"
             " window.quietSince = quiet ? window.quietSince || performance.now() : 0;"
             " return quiet && performance.now() - window.quietSince > 300; }"
         )
