@@ -55,6 +55,7 @@ def test_stop_keeps_what_there_is_and_frees_the_engine(server: PageServer, open_
     chat.see("stopped")
     wait_until(lambda: server.is_idle)
     chat.send(STORY)
+    chat.page.locator("#corral-box .stop-button").wait_for()
     chat.page.keyboard.press("Escape")
     chat.wait()
     assert len(chat.questions()) == 2

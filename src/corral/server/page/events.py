@@ -155,9 +155,9 @@ class Events:
             None,
         )
         shown = kept_at = 0.0
-        yield {**self._chat_view(conversation, writing=True), **(first or {})}
         async with self._api(key, request) as api:
             with self._running.begin(_session(request)) as running:
+                yield {**self._chat_view(conversation, writing=True), **(first or {})}
                 async for _ in answer(api, conversation, running.stop, context_length):
                     now = time.monotonic()
                     if now - shown < _SHOW_S:
