@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from corral.server.openai.completions_body import CompletionBody
 from corral.text.tokenizer import Tokenizer
 from tests.checkpoints.writers import write_chat_model
 from tests.engine.engines import wait_until
+from tests.random_models import SMALL_CHAT
 from tests.server.conftest import LiveServer
 from tests.server.live_server import live_server
 
@@ -36,7 +38,7 @@ def client(server: LiveServer) -> OpenAI:
 def narrow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A server that runs one request at a time; four others may wait."""
     folder = tmp_path_factory.mktemp("narrow")
-    write_chat_model(folder)
+    write_chat_model(folder, config=replace(SMALL_CHAT, max_position_embeddings=2**16))
     llm = LLM(str(folder), threads=1, max_num_seqs=1, max_waiting_requests=4)
     with live_server(llm, "narrow") as server:
         yield server
@@ -279,7 +281,7 @@ def test_every_field_of_openais_interface_is_known() -> None:
 def test_a_batch_that_finds_no_room_leaves_nothing_behind(narrow_server: LiveServer) -> None:
     client = OpenAI(base_url=f"{narrow_server.base_url}/v1", api_key="none", max_retries=0)
     engine = narrow_server.service.llm.engine
-    long: Any = {"model": "narrow", "max_tokens": 60, "extra_body": {"ignore_eos": True}}
+    long: Any = {"model": "narrow", "max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
     with client.completions.create(prompt=["a"] * 4, stream=True, **long) as first:
         next(iter(first))
         with pytest.raises(openai.RateLimitError) as refusal:
