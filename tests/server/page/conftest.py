@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,15 +24,13 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(
-    scope="module"
-)  # Playwright has an event loop run in this thread, in which others start theirs
+# For a module alone: Playwright has an event loop run in this thread, in which others start theirs.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, for which there is no network but loopback."""
     path = chromium_path()
     if path is None:
-        reason = "there is no Chromium: install the package chromium"
-        pytest.fail(reason) if "CI" in os.environ else pytest.skip(reason)
+        pytest.skip("there is no Chromium: install the package chromium")
     api = pytest.importorskip("playwright.sync_api", reason="there is no Playwright: pip install playwright")
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     with api.sync_playwright() as playwright:
