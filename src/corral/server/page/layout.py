@@ -189,29 +189,8 @@ def _sampling() -> Sampling:
 
 
 def _middle() -> dict[str, Any]:
-    parts: dict[str, Any] = {}
     with gr.Column(elem_id="corral-middle"):
-        with gr.Row(elem_id="corral-top"):
-            parts["title"] = gr.Textbox(
-                placeholder="New chat",
-                interactive=True,
-                container=False,
-                show_label=False,
-                max_lines=1,
-                elem_id="corral-title",
-                max_length=120,
-                html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
-            )
-            parts["model"] = gr.Dropdown(
-                [],
-                label="Model",
-                container=False,
-                show_label=False,
-                elem_id="corral-model",
-                filterable=False,
-                interactive=True,
-            )
-            parts["dark"] = gr.Button("◐", elem_id="corral-dark", min_width=40)
+        parts = _top()
         parts["notice"] = gr.Markdown(visible=False, elem_id="corral-notice")
         parts["chat"] = gr.Chatbot(
             elem_id="corral-chat",
@@ -230,21 +209,7 @@ def _middle() -> dict[str, Any]:
             sanitize_html=True,
             allow_file_downloads=False,
         )
-        with gr.Column(visible=False, elem_id="corral-results") as parts["results"]:
-            parts["call"] = gr.Markdown()
-            with gr.Row():
-                parts["result"] = gr.Textbox(
-                    show_label=False,
-                    container=False,
-                    lines=2,
-                    scale=4,
-                    elem_id="corral-result",
-                    placeholder="Result",
-                    interactive=True,
-                )
-                parts["give_result"] = gr.Button(
-                    "Give result", variant="primary", scale=1, elem_id="corral-give", min_width=90
-                )
+        parts |= _results()
         parts["box"] = gr.Textbox(
             show_label=False,
             label="Message",
@@ -258,4 +223,52 @@ def _middle() -> dict[str, Any]:
             autofocus=True,
             elem_id="corral-box",
         )
+    return parts
+
+
+def _top() -> dict[str, Any]:
+    """The conversation's title, the model, and the switch between light and dark."""
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_id="corral-top"):
+        parts["title"] = gr.Textbox(
+            placeholder="New chat",
+            interactive=True,
+            container=False,
+            show_label=False,
+            max_lines=1,
+            elem_id="corral-title",
+            max_length=120,
+            html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
+        )
+        parts["model"] = gr.Dropdown(
+            [],
+            label="Model",
+            container=False,
+            show_label=False,
+            elem_id="corral-model",
+            filterable=False,
+            interactive=True,
+        )
+        parts["dark"] = gr.Button("◐", elem_id="corral-dark", min_width=40)
+    return parts
+
+
+def _results() -> dict[str, Any]:
+    """Where a person types in what a tool gave."""
+    parts: dict[str, Any] = {}
+    with gr.Column(visible=False, elem_id="corral-results") as parts["results"]:
+        parts["call"] = gr.Markdown()
+        with gr.Row():
+            parts["result"] = gr.Textbox(
+                show_label=False,
+                container=False,
+                lines=2,
+                scale=4,
+                elem_id="corral-result",
+                placeholder="Result",
+                interactive=True,
+            )
+            parts["give_result"] = gr.Button(
+                "Give result", variant="primary", scale=1, elem_id="corral-give", min_width=90
+            )
     return parts
