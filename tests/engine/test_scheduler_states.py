@@ -22,6 +22,7 @@ from corral.engine.sequence import PromptScore, RunningRequest
 from corral.engine.sequence import Sequence as RunningSequence
 from corral.engine.speculation.speculation import LookupProposer, Speculation
 from corral.engine.speculation.speculator import NoSpeculation
+from corral.engine.wakeups import Wakeups
 from tests.engine.engines import CheckingRunner, EagerControl, digest_of, logits_after
 from tests.engine.reference_sampling import sample
 
@@ -112,7 +113,7 @@ class EngineStates(RuleBasedStateMachine):
         wanted = scoring or (Score() if score == 1 else None)
         owner = RunningRequest(
             request=request,
-            handle=Handle(request, 1 if scoring else n, lambda _: None),
+            handle=Handle(request, 1 if scoring else n, lambda _: None, Wakeups()),
             arrival=self.arrivals,
             seed=seed,
             max_tokens=min(max_tokens, CONTEXT - len(tokens)),

@@ -29,6 +29,7 @@ from corral.engine.scheduler import Scheduler
 from corral.engine.sequence import PromptScore, RunningRequest, Sequence
 from corral.engine.speculation.speculator import NoSpeculation, Speculator
 from corral.engine.stats import EngineStats
+from corral.engine.wakeups import Wakeups
 from corral.errors import EngineError, RequestError
 from corral.text.tokenizer import Tokenizer
 
@@ -71,6 +72,7 @@ class Engine:
         self._changed = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._closing = False
+        self._wakeups = Wakeups()
         self._thread = threading.Thread(target=self._run, name="corral-engine", daemon=True)
         self._thread.start()
 
@@ -177,7 +179,7 @@ class Engine:
         outputs = 1 if request.score is not None else params.n
         owner = RunningRequest(
             request=request,
-            handle=Handle(request, outputs, lambda _: self._cancel(owner)),
+            handle=Handle(request, outputs, lambda _: self._cancel(owner), self._wakeups),
             arrival=next(self._arrivals),
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),

@@ -6,11 +6,10 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from functools import partial
 
 from corral.engine.events import Event, Failed, Finished
 from corral.engine.request import Request
+from corral.engine.wakeups import Wakeups
 
 
 class Handle:
@@ -20,13 +19,15 @@ class Handle:
     an iteration before that (`break`, an exception, a task that is cancelled) cancels the request.
     """
 
-    def __init__(self, request: Request, num_outputs: int, cancel: Callable[[Handle], None]) -> None:
+    def __init__(
+        self, request: Request, num_outputs: int, cancel: Callable[[Handle], None], wakeups: Wakeups
+    ) -> None:
         self.request, self.num_outputs = request, num_outputs
-        self._cancel = cancel
+        self._cancel, self._wakeups = cancel, wakeups
         self._unfinished = num_outputs
         self._events: deque[Event] = deque()
         self._arrived = threading.Condition()
-        self._wake: Callable[[], object] | None = None
+        self._awaited: asyncio.Future[None] | None = None
 
     def cancel(self) -> None:
         """Ends the request: its blocks are free within a step. Does nothing where it has ended."""
@@ -70,8 +71,7 @@ class Handle:
                     return [self._events.popleft() for _ in range(most or len(self._events))]
                 if self.done:
                     return []
-                arrived = loop.create_future()
-                self._wake = partial(loop.call_soon_threadsafe, _set, arrived)
+                arrived = self._awaited = loop.create_future()
             await arrived
 
     def push(self, event: Event) -> None:
@@ -83,10 +83,9 @@ class Handle:
             elif isinstance(event, Finished):
                 self._unfinished -= 1
             self._arrived.notify()
-            wake, self._wake = self._wake, None
-        if wake is not None:
-            with suppress(RuntimeError):  # the consumer's event loop has been closed
-                wake()
+            awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            self._wakeups.wake(awaited)
 
 
 class _Events(Iterator[Event]):
@@ -119,8 +118,3 @@ class _AsyncEvents(AsyncIterator[Event]):
 
     def __del__(self) -> None:
         self._handle.cancel()
-
-
-def _set(arrived: asyncio.Future[None]) -> None:
-    if not arrived.done():
-        arrived.set_result(None)
