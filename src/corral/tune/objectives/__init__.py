@@ -1,0 +1,1 @@
+"""What training makes smaller: one class for each loss, none for each trainer."""
