@@ -39,8 +39,11 @@ types: $(VENV)/installed-dev  ## Types: mypy --strict.
 layers: $(VENV)/installed-dev  ## Imports point one way: import-linter.
 	$(BIN)/lint-imports
 
-unit: $(VENV)/installed-dev $(VENV)/installed-native  ## Behaviour: pytest.
-	$(BIN)/python -m pytest
+# A process for each core, but no more than four: each takes up to 2 GB. Threads within them would wait for each other.
+WORKERS ?= auto
+unit: $(VENV)/installed-dev $(VENV)/installed-native  ## Behaviour: pytest, in several processes (WORKERS=0: in one).
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 
 native: $(VENV)/installed-native  ## Build what changed of the native library, into .venv.
 

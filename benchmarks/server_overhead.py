@@ -40,7 +40,7 @@ def main() -> None:
         serve_alone(chosen)
         return
     ratios = []
-    options = ["--max-num-seqs", str(max(64, chosen.concurrency)), *_threads(chosen)]
+    options = ["--max-num-seqs", str(_max_num_seqs(chosen)), *_threads(chosen)]
     with _alone(chosen) as alone, server(chosen.model, *options) as (_, port):
         for number in range(chosen.rounds + 1):
             # What one round leaves in the prefix cache must not help the next.
@@ -85,7 +85,7 @@ def serve_alone(chosen: Any) -> None:
     from corral import LLM, SamplingParams
     from corral.engine.batches import run_batch
 
-    llm = LLM(chosen.model, threads=chosen.threads)
+    llm = LLM(chosen.model, threads=chosen.threads, max_num_seqs=_max_num_seqs(chosen))
     params = SamplingParams(temperature=0.0, max_tokens=chosen.tokens, ignore_eos=True)
     for _ in sys.stdin:
         began = time.perf_counter()
@@ -94,6 +94,10 @@ def serve_alone(chosen: Any) -> None:
         tokens = chosen.concurrency * chosen.tokens
         print(tokens / (time.perf_counter() - began), flush=True)
         llm.engine.reset_prefix_cache()
+
+
+def _max_num_seqs(chosen: Any) -> int:
+    return max(64, int(chosen.concurrency))
 
 
 def _messages(number: int) -> list[dict[str, str]]:
@@ -123,6 +127,7 @@ def _alone(chosen: Any) -> Iterator[Any]:
         str(chosen.concurrency),
         "--tokens",
         str(chosen.tokens),
+        *_threads(chosen),
     ]
     process = subprocess.Popen(
         [sys.executable, __file__, "--alone", *options],

@@ -11,7 +11,7 @@ import pytest
 from corral.engine.grammar.calls import call_grammar
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.llm import LLM
-from corral.text.tool_calls.form import call_form
+from corral.text.template import TemplateRenderer
 from corral.text.tool_calls.parser import CallParser
 from corral.text.tool_calls.pieces import CallEnded, TextPiece
 
@@ -33,7 +33,8 @@ def llm(smollm2_path: Path) -> LLM:
 
 
 def test_a_forced_call_is_made_and_its_result_goes_on_in_the_dialog(llm: LLM) -> None:
-    assert call_form(llm.renderer).described_as_text
+    assert isinstance(llm.renderer, TemplateRenderer)
+    assert not llm.renderer.places().tools
     forced = StructuredOutputsParams(grammar=call_grammar([TOOL]))
     params = SamplingParams(temperature=0, max_tokens=80, structured_outputs=forced)
     (result,) = llm.chat([QUESTION], params, tools=[TOOL], use_tqdm=False)

@@ -70,12 +70,27 @@ def meta_folder(tmp_path_factory: pytest.TempPathFactory, llama_models_folder: P
     return folder
 
 
-def test_transformers_reads_an_exported_meta_checkpoint(meta_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(meta_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a Hugging Face folder, in shards."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export_hf(open_checkpoint(meta_folder), folder, max_shard_bytes=20_000_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported_tokenizer(exported: Path) -> Any:
+    """Its tokenizer in transformers."""
+    return AutoTokenizer.from_pretrained(exported)
+
+
+def test_transformers_reads_an_exported_meta_checkpoint(
+    meta_folder: Path, exported: Path, exported_tokenizer: Any
+) -> None:
     checkpoint = open_checkpoint(meta_folder)
-    export_hf(checkpoint, tmp_path / "out", max_shard_bytes=20_000_000)
-    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
-    oracle = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (exported / "model.safetensors.index.json").is_file()
+    oracle = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    tokenizer = exported_tokenizer
     ids = tokenizer("Hello there, how are you?").input_ids
     assert ids == [128000, *checkpoint.tokenizer().encode("Hello there, how are you?")]
     ours = load_model(checkpoint, torch.float32)
@@ -84,20 +99,20 @@ def test_transformers_reads_an_exported_meta_checkpoint(meta_folder: Path, tmp_p
     with torch.no_grad():
         expected = oracle(tokens[None]).logits[0]
     torch.testing.assert_close(ours.logits(hidden), expected, atol=2e-5, rtol=0)
-    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    generation = GenerationConfig.from_pretrained(exported)
     assert generation.eos_token_id == [128001, 128008, 128009]
 
 
-def test_transformers_chats_with_an_exported_meta_checkpoint(meta_folder: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(meta_folder)
+def test_transformers_chats_with_an_exported_meta_checkpoint(
+    meta_folder: Path, exported: Path, exported_tokenizer: Any
+) -> None:
+    checkpoint, oracle = open_checkpoint(meta_folder), exported_tokenizer
     assert (checkpoint.chat_template, checkpoint.family) == (None, "llama-3.1")
-    export_hf(checkpoint, tmp_path / "out")
-    oracle = AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs = oracle.apply_chat_template(DIALOG, tools=[TOOL], add_generation_prompt=True).input_ids
     ours = Llama3Renderer(checkpoint.tokenizer(), "llama-3.1").render(DIALOG, [TOOL])
     assert tuple(theirs) == ours.tokens
     assert oracle.eos_token == "<|eot_id|>"
-    again = open_checkpoint(tmp_path / "out")
+    again = open_checkpoint(exported)
     assert set(again.generation.eos_token_ids) == ours.stop_ids
     renderer = choose_renderer(again.tokenizer(), chat_template=again.chat_template, family=None)
     assert isinstance(renderer, Llama3Renderer)

@@ -209,7 +209,8 @@ def listen_to_ctrl_c() -> None:
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_where_it_was(model: Path, tmp_path: Path, blow: signal.Signals) -> None:
-    rows = [{"prompt_token_ids": [10 + i, 11], "max_tokens": 60} for i in range(200)]
+    total = 80
+    rows = [{"prompt_token_ids": [10 + i, 11], "max_tokens": 60} for i in range(total)]
     source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
     command = arguments(model, source, out, "--ignore-eos", "--max-num-seqs", "1")
@@ -229,10 +230,10 @@ def test_an_interrupted_run_goes_on_where_it_was(model: Path, tmp_path: Path, bl
     said = process.communicate(timeout=60)[1]
     assert not out.exists()
     kept = [line for line in partial.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")][1:]
-    assert 5 <= len(kept) < 200
+    assert 5 <= len(kept) < total
     if blow == signal.SIGINT:
         assert process.returncode == 130
-        assert f"{len(kept)} of 200 rows are kept in {partial}" in said
+        assert f"{len(kept)} of {total} rows are kept in {partial}" in said
     marked = b'{"index": 0, "kept": true}\n'  # shows that a finished row is not run again
     header = partial.read_bytes().splitlines(keepends=True)[0]
     partial.write_bytes(
@@ -241,7 +242,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model: Path, tmp_path: Path, bl
     assert run(command) == 0
     results = read_rows(out)
     assert results[0] == {"index": 0, "kept": True}
-    assert [row["index"] for row in results] == list(range(200))
+    assert [row["index"] for row in results] == list(range(total))
     assert out.read_bytes().splitlines(keepends=True)[1 : len(kept)] == kept[1:]
     assert os.listdir(tmp_path).count("out.jsonl.partial") == 0
 

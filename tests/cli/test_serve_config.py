@@ -14,7 +14,7 @@ from corral.cli import serve as verb
 from corral.cli.main import run
 from corral.cli.options import Running
 from corral.cli.serve_config import read_config
-from corral.cli.serve_options import Address, Keys, Limits, Served, Telling
+from corral.cli.serve_options import Address, Keys, Limits, Observability, Served
 from corral.errors import ConfigError
 from corral.server.settings import ServerSettings
 
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "serving-operations.md"
 def settings(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
     """The settings with which `corral serve` would serve."""
     asked: list[ServerSettings] = []
-    monkeypatch.setattr(verb, "_serve", lambda settings, _running: asked.append(settings))
+    monkeypatch.setattr(verb, "_serve", lambda settings: asked.append(settings))
     for name in ("CORRAL_API_KEY", "CORRAL_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
     return asked
@@ -73,6 +73,11 @@ def test_a_model_that_is_named_goes_before_the_file_s(settings: list[ServerSetti
     assert settings[0].model == "mine"
 
 
+def test_a_bound_of_zero_is_not_taken_for_none_given(settings: list[ServerSettings]) -> None:
+    assert run(["serve", "--max-waiting-requests", "0"]) == 0
+    assert settings[0].engine["max_waiting_requests"] == 0  # which the engine refuses
+
+
 def test_flags_may_be_given_several_times(settings: list[ServerSettings], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice=sk-1\nsk-2\n")
@@ -107,6 +112,9 @@ def test_flags_may_be_given_several_times(settings: list[ServerSettings], tmp_pa
         ("? [a]\n: 1\n", "this is no name of a setting"),
         ("host: " + "[" * 1500, "too deeply"),
         ("port: &a 1\nhost: *b\n", "this is no YAML"),
+        ("port: 2026-13-45\n", "line 1: port cannot be read"),
+        ("port: !!int x\n", "line 1: port cannot be read"),
+        ("port: " + "9" * 5000, "line 1: port cannot be read"),
     ],
 )
 def test_a_file_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
@@ -114,6 +122,13 @@ def test_a_file_is_refused_with_its_line(tmp_path: Path, text: str, words: str) 
     with pytest.raises(ConfigError, match=re.escape(words)) as refused:
         read_config(path)
     assert str(path) in str(refused.value)
+
+
+def test_a_refusal_does_not_write_out_what_aliases_multiply(tmp_path: Path) -> None:
+    levels = [f"&a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]" for i in range(5)]
+    with pytest.raises(ConfigError, match="it must be a text") as refused:
+        read_config(Path(_file(tmp_path, f"host: [{', '.join(levels)}]\n")))
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "host:\n"])
@@ -160,7 +175,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(
 
 
 def _names() -> list[str]:
-    groups: tuple[Any, ...] = (Served, Address, Keys, Limits, Telling, Running)
+    groups: tuple[Any, ...] = (Served, Address, Keys, Limits, Observability, Running)
     return [field.name.replace("_", "-") for group in groups for field in fields(group)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from unittest.mock import Mock
 
 from corral.engine.wakeups import Wakeups
 
@@ -13,9 +13,8 @@ async def set_from_a_thread(wakeups: Wakeups, count: int) -> int:
     """Wakes so many futures; gives how many calls the loop got for them."""
     loop = asyncio.get_running_loop()
     futures = [loop.create_future() for _ in range(count)]
-    calls: list[Any] = []
-    call_soon = loop.call_soon_threadsafe
-    loop.call_soon_threadsafe = lambda *of: (calls.append(of), call_soon(*of))[1]  # type: ignore[method-assign]
+    calls = Mock(wraps=loop.call_soon_threadsafe)
+    loop.call_soon_threadsafe = calls  # type: ignore[method-assign]
 
     def wake_all() -> None:
         for future in futures:
@@ -25,7 +24,7 @@ async def set_from_a_thread(wakeups: Wakeups, count: int) -> int:
     thread.start()
     thread.join()  # the loop can't answer between them
     await asyncio.gather(*futures)
-    return len(calls)
+    return calls.call_count
 
 
 def test_one_call_wakes_all_that_are_due() -> None:

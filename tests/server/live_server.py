@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from corral.llm import LLM
 from corral.server.app import build_app
@@ -40,10 +42,19 @@ def live_server(
     """A model behind HTTP, without the pieces around it. At the end nothing may be left in use."""
     service = Service(lambda: llm, [name], adapters_dir=adapters_dir)
     service.load()
+    try:
+        with serving_in_thread(build_app(service, vertex)) as (base_url, loop):
+            yield LiveServer(base_url, service, loop)
+            llm.engine.check_integrity()
+    finally:
+        service.close()
+
+
+@contextmanager
+def serving_in_thread(app: ASGIApp, **options: Any) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """An application behind uvicorn with these options: where it answers, and its event loop."""
     port = free_port()
-    config = uvicorn.Config(
-        build_app(service, vertex), port=port, log_level="warning", access_log=False, ws="none"
-    )
+    config = uvicorn.Config(app, port=port, log_level="warning", access_log=False, ws="none", **options)
     server, started, loops = uvicorn.Server(config), threading.Event(), []
 
     async def serve() -> None:
@@ -58,9 +69,7 @@ def live_server(
     thread.start()
     started.wait()
     try:
-        yield LiveServer(f"http://127.0.0.1:{port}", service, loops[0])
-        llm.engine.check_integrity()
+        yield f"http://127.0.0.1:{port}", loops[0]
     finally:
         server.should_exit = True
         thread.join()
-        service.close()

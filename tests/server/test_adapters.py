@@ -10,8 +10,6 @@ import httpx
 import pytest
 
 from corral.llm import LLM
-from corral.server.adapters import ADMIN_PATHS
-from corral.server.ops.auth import ADMIN
 from tests.checkpoints.writers import write_chat_model
 from tests.peft_adapters import write_adapter
 from tests.random_models import SMALL_CHAT, random_model
@@ -177,7 +175,3 @@ def test_only_the_two_fields_are_taken(adapting: LiveServer) -> None:
     body: dict[str, Any] = {"lora_name": "style", "lora_path": "team/style-1", "load_inplace": True}
     answer = HTTP.post(f"{adapting.base_url}/v1/load_lora_adapter", json=body)
     assert message(answer) == "load_inplace is no field that this server knows; remove it"
-
-
-def test_these_routes_are_the_admins() -> None:
-    assert ADMIN_PATHS <= ADMIN

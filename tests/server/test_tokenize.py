@@ -68,7 +68,7 @@ def test_a_template_is_applied_with_what_the_dialog_asks_for(server: LiveServer)
         ("/tokenize", {"prompt": "a", "model": "another"}, 404, "model 'another' is not served"),
         ("/tokenize", {"messages": []}, 400, "messages: list should have at least 1 item"),
         ("/tokenize", [], 400, "the body"),
-        ("/detokenize", {"tokens": [10**9]}, 400, "token id 1000000000 is outside the vocabulary"),
+        ("/detokenize", {"tokens": [10**9]}, 400, "tokens: token id 1000000000 is outside the vocabulary"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens[0]: "),
         ("/detokenize", {"tokens": [1.5]}, 400, "tokens[0]: "),
         ("/detokenize", {"tokens": [0] * (2**18 + 1)}, 400, "tokens: list should have at most"),

@@ -158,28 +158,26 @@ def test_the_mask_covers_calls_in_words(chatml: str, chatml_folder: Path) -> Non
 
 def test_the_form_of_calls_in_templates(chatml: str, chatml_folder: Path) -> None:
     tokenizer = Tokenizer.from_hf(chatml_folder)
-    assert call_form(TemplateRenderer(tokenizer, chatml)) == CallForm("json", described_as_text=True)
-    native = CallForm("json", "arguments", "<tool_call>\n", "\n</tool_call>")
+    assert call_form(TemplateRenderer(tokenizer, chatml)) == CallForm()
+    native = CallForm("arguments", "<tool_call>\n", "\n</tool_call>")
     assert call_form(TemplateRenderer(tokenizer, HERMES)) == native
-    assert call_form(TemplateRenderer(tokenizer, HERMES.replace('"name": ', "call "))).style == "other"
+    assert call_form(TemplateRenderer(tokenizer, HERMES.replace('"name": ', "call "))) == CallForm()
 
 
 def test_the_published_templates_ask_for_json(published: Mapping[str, str], chatml_folder: Path) -> None:
     tokenizer = Tokenizer.from_hf(chatml_folder)
     for family in ("llama-3.1", "llama-3.2"):
-        assert call_form(TemplateRenderer(tokenizer, published[family])) == CallForm("json")
+        assert call_form(TemplateRenderer(tokenizer, published[family])) == CallForm()
 
 
 def test_the_form_of_calls_in_llama_3s_prompts(llama_tokenizer: Callable[[str], Tokenizer]) -> None:
     tokenizer = llama_tokenizer("llama-3.1")
     with_code = RenderOptions(builtin_tools=("brave_search", "code_interpreter"))
     hf, meta = Llama3Renderer(tokenizer, "llama-3.1"), Llama3MetaRenderer(tokenizer, "llama-3.1")
-    assert call_form(hf) == call_form(meta) == CallForm("json")
-    everything = CallForm("json", builtin_tools=("brave_search", "code_interpreter"), code=True)
+    assert call_form(hf) == call_form(meta) == CallForm()
+    everything = CallForm(builtin_tools=("brave_search", "code_interpreter"), code=True)
     assert call_form(hf, with_code) == everything
     hidden = call_form(hf, with_code, ["code_interpreter"])
-    assert hidden == CallForm("json", builtin_tools=("brave_search",))
+    assert hidden == CallForm(builtin_tools=("brave_search",))
     assert call_form(meta, RenderOptions(builtin_tools=())).code
     assert not call_form(hf, RenderOptions(builtin_tools=())).code
-    assert call_form(meta, RenderOptions(tool_format="function_tag")).style == "function_tag"
-    assert call_form(Llama3MetaRenderer(llama_tokenizer("llama-3.3"), "llama-3.3")).style == "pythonic"

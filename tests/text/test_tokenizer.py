@@ -144,6 +144,13 @@ def test_gguf_byte_level_ids_equal_the_gpt2_style_tokenizer_that_smollm2_publish
     assert smollm2.decode(smollm2.encode(text)) == oracle.decode(oracle.encode(text).ids)
 
 
+def test_a_long_text_gives_the_ids_of_the_library(smollm2: Tokenizer, smollm2_path: Path) -> None:
+    oracle = _cached(smollm2_path, _smollm2_oracle)
+    oracle.encode_special_tokens = True
+    text = "".join(f"Line {number}: wörld 🦙 <|im_end|> it's\n" for number in range(2000))
+    assert smollm2.encode(text) == oracle.encode(text, add_special_tokens=False).ids
+
+
 @settings(max_examples=200)
 @given(st.text("abcdefgh ABC.,é日\n<>/s", max_size=40))
 def test_gguf_scores_give_the_ids_of_sentencepiece(sentencepiece_model: Any, text: str) -> None:

@@ -31,39 +31,46 @@ class GgufType(StrEnum):
     q4_0 = "q4_0"
 
 
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="The folder or .gguf file to write; it must not exist yet.")
+]
+To = Annotated[
+    Format,
+    typer.Option("--to", help="hf: a Hugging Face folder with safetensors. gguf: a file for llama.cpp."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="With --to hf: float32, bfloat16, float16, or auto for the checkpoint's own (the default).",
+        show_default=False,
+    ),
+]
+Kind = Annotated[
+    GgufType | None,
+    typer.Option(
+        "--type",
+        help="With --to gguf: the type of matrices; bf16 by default. Norms are f32; the embedding and "
+        "the head beside quantized matrices are q8_0.",
+        show_default=False,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="Writes the chat template of this Llama 3 family, such as llama-3.1, in place of the "
+        "checkpoint's own.",
+        show_default=False,
+    ),
+]
+
+
 def export(
-    source: options.RequiredModel,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder or .gguf file to write; it must not exist yet.")
-    ],
-    to: Annotated[
-        Format,
-        typer.Option("--to", help="hf: a Hugging Face folder with safetensors. gguf: a file for llama.cpp."),
-    ] = Format.hf,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="With --to hf: float32, bfloat16, float16, or auto for the checkpoint's own (the default).",
-            show_default=False,
-        ),
-    ] = None,
-    kind: Annotated[
-        GgufType | None,
-        typer.Option(
-            "--type",
-            help="With --to gguf: the type of matrices; bf16 by default. Norms are f32; the embedding and "
-            "the head beside quantized matrices are q8_0.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Writes the chat template of this Llama 3 family, such as llama-3.1, in place of the "
-            "checkpoint's own.",
-            show_default=False,
-        ),
-    ] = None,
+    source: options.Model,
+    out: Out,
+    to: To = Format.hf,
+    dtype: Dtype = None,
+    kind: Kind = None,
+    prompt_format: Template = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder or a GGUF file: weights, shape, tokenizer, chat template.
 

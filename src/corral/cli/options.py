@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -39,12 +39,6 @@ def _engine(text: str, *names: str) -> Any:
 
 
 Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="Short name, Hub name (org/name[@revision]), folder, or .gguf file."
-    ),
-]
-RequiredModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL", help="Short name, Hub name (org/name[@revision]), folder, or .gguf file."
@@ -157,31 +151,31 @@ def load(
     running: Running,
     *,
     adapter: Path | None = None,
-    adapters: Mapping[str, Path] | None = None,
     prompt_format: str | None = None,
     for_chat: bool = False,
     **engine: Any,
 ) -> LLM:
-    """Loads a model, showing downloads on standard error; `engine` are further options of the engine.
+    """Loads a model as these options say; `engine` are further options of the engine."""
+    return load_model(
+        model,
+        dtype=running.dtype,
+        device=running.device,
+        prompt_format=prompt_format,
+        for_chat=for_chat,
+        adapters=None if adapter is None else {ADAPTER: adapter},
+        **running.engine_options(),
+        **{name: value for name, value in engine.items() if value is not None},
+    )
 
-    `adapters` are given by their names; `adapter` has the name `ADAPTER`.
-    """
+
+def load_model(model: str, **given: Any) -> LLM:
+    """Loads a model, showing downloads on standard error; `given` is what `corral.llm.LLM` takes."""
     from corral.cli.progress import TerminalReport
 
     with _no_garbage(), TerminalReport() as report:
         from corral.llm import LLM
 
-        return LLM(
-            model,
-            dtype=running.dtype,
-            device=running.device,
-            prompt_format=prompt_format,
-            for_chat=for_chat,
-            adapters={**(adapters or {}), **({} if adapter is None else {ADAPTER: adapter})},
-            report=report,
-            **running.engine_options(),
-            **{name: value for name, value in engine.items() if value is not None},
-        )
+        return LLM(model, report=report, **given)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class Running:
 
 @options.grouped
 def quantize(
-    model: options.RequiredModel,
+    model: options.Model,
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="The folder or .gguf file to write; it must not exist yet.")
     ],

@@ -14,14 +14,15 @@ import typer
 
 from corral.cli import options
 from corral.cli.serve_config import use_config
-from corral.cli.serve_options import Address, Keys, Limits, Served, Telling
+from corral.cli.serve_options import Address, Keys, Limits, Observability, Served
 from corral.errors import ConfigError
 
 if TYPE_CHECKING:
     from socket import socket
 
+    from starlette.types import ASGIApp
+
     from corral.llm import LLM
-    from corral.server.ops.asgi import App
     from corral.server.ops.keys import ApiKey
     from corral.server.ops.operations import Operations
     from corral.server.service import Service
@@ -49,7 +50,7 @@ def serve(
     address: Address = Address(),
     keys: Keys = Keys(),
     limits: Limits = Limits(),
-    telling: Telling = Telling(),
+    observability: Observability = Observability(),
     running: options.Running = options.Running(),
 ) -> None:
     """Serve a model over HTTP: the interfaces of OpenAI, Anthropic and TGI, and a chat page.
@@ -59,25 +60,24 @@ def serve(
     **Examples**
 
         corral serve
-        corral serve llama-3.1-8b --host 0.0.0.0 --api-key-file keys.txt
+        corral serve llama-3.1-8b-instruct --host 0.0.0.0 --api-key-file keys.txt
         corral serve --config serve.yaml --port 9000
     """
-    settings = settings_of(model, served, address, keys, limits, telling, running)
-    status = _serve(settings, running)
+    status = _serve(_settings(model, served, address, keys, limits, observability, running))
     if status is not None:  # a thread that cannot be stopped would hold up the end
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def settings_of(
+def _settings(
     model: str,
-    served: Served = Served(),
-    address: Address = Address(),
-    keys: Keys = Keys(),
-    limits: Limits = Limits(),
-    telling: Telling = Telling(),
-    running: options.Running = options.Running(),
+    served: Served,
+    address: Address,
+    keys: Keys,
+    limits: Limits,
+    observability: Observability,
+    running: options.Running,
 ) -> ServerSettings:
     """The settings that the options ask for.
 
@@ -87,7 +87,7 @@ def settings_of(
     from corral.server.settings import ServerSettings
 
     named = {f.name for f in fields(ServerSettings)}
-    given = {**vars(served), **vars(address), **vars(keys), **vars(limits), **vars(telling)}
+    given = {**vars(served), **vars(address), **vars(keys), **vars(limits), **vars(observability)}
     plain = {name: value for name, value in given.items() if name in named and value is not None}
     for name in ("max_body", "max_header_bytes"):
         if name in plain:
@@ -109,7 +109,7 @@ def settings_of(
     )
 
 
-def _serve(settings: ServerSettings, running: options.Running) -> int | None:
+def _serve(settings: ServerSettings) -> int | None:
     """Runs the server; gives an exit status where the process must be ended by force."""
     from corral.server.ops.listen import check_certificate, listen
 
@@ -124,7 +124,7 @@ def _serve(settings: ServerSettings, running: options.Running) -> int | None:
     with logging_to(sys.stdout, settings.log_format):
         operations = Operations(settings)
         service = Service(
-            lambda: _load(settings, running),
+            lambda: _load(settings),
             settings.names,
             telemetry=operations,
             request_timeout=settings.request_timeout,
@@ -137,7 +137,7 @@ def _serve(settings: ServerSettings, running: options.Running) -> int | None:
     return 0 if process.still_loads else None
 
 
-def _app(settings: ServerSettings, service: Service, operations: Operations) -> App:
+def _app(settings: ServerSettings, service: Service, operations: Operations) -> ASGIApp:
     """All routes, the page where it can be, and the stack around them."""
     from corral.server.app import build_app
     from corral.server.clouds import Vertex
@@ -156,10 +156,14 @@ def _app(settings: ServerSettings, service: Service, operations: Operations) -> 
     return app
 
 
-def _load(settings: ServerSettings, running: options.Running) -> LLM:
-    engine = {name: value for name, value in settings.engine.items() if name not in running.engine_options()}
-    return options.load(
-        settings.model, running, adapters=settings.adapters, prompt_format=settings.prompt_format, **engine
+def _load(settings: ServerSettings) -> LLM:
+    return options.load_model(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        prompt_format=settings.prompt_format,
+        adapters=settings.adapters,
+        **settings.engine,
     )
 
 
@@ -200,10 +204,11 @@ def _engine(served: Served, limits: Limits, running: options.Running) -> dict[st
         **running.engine_options(),
         "max_num_seqs": served.max_num_seqs,
         "kv_cache_memory": options.parse_size("--kv-cache-memory", served.kv_cache_memory),
-        "max_waiting_requests": limits.max_waiting_requests or _MAX_WAITING,
+        "max_waiting_requests": limits.max_waiting_requests,
         "max_waiting_tokens": limits.max_waiting_tokens,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    asked = {name: value for name, value in given.items() if value is not None}
+    return {"max_waiting_requests": _MAX_WAITING, **asked}
 
 
 def _adapters(given: list[str]) -> dict[str, Path]:

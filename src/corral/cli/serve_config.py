@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
+from reprlib import repr as short
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import typer
 
 from corral.cli.options import Running
-from corral.cli.serve_options import Address, Keys, Limits, Served, Telling
+from corral.cli.serve_options import Address, Keys, Limits, Observability, Served
 from corral.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,13 +75,20 @@ def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
             place = f"{path}, line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{place}: this is no name of a setting")
-            yield place, str(key.value), loader.construct_object(value, deep=True)
+            yield place, str(key.value), _constructed(loader, f"{place}: {key.value}", value)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(_in_words(path, error)) from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply") from None
+
+
+def _constructed(loader: yaml.SafeLoader, place: str, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError:  # of a date, or a number, that is none
+        raise ConfigError(f"{place} cannot be read; write it in quotes if it is a text") from None
 
 
 def _loader() -> type[yaml.SafeLoader]:
@@ -104,7 +112,7 @@ def _loader() -> type[yaml.SafeLoader]:
 def _kinds() -> dict[str, set[Any]]:
     """What each option of `corral serve` may be, but for --config itself."""
     kinds: dict[str, set[Any]] = {"model": {str}}
-    for group in (Served, Address, Keys, Limits, Telling, Running):
+    for group in (Served, Address, Keys, Limits, Observability, Running):
         for name, hint in get_type_hints(group).items():
             kinds[name] = set(get_args(hint) if isinstance(hint, UnionType) else (hint,))
     return kinds
@@ -126,13 +134,13 @@ def _checked(place: str, kinds: set[Any], value: Any) -> Any:
 
 def _text(place: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{place} is {value!r}; it must be a text")
+        raise ConfigError(f"{place} is {short(value):.100}; it must be a text")
     return str(value)
 
 
 def _of_type(place: str, value: Any, kinds: tuple[type, ...], wanted: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ConfigError(f"{place} is {value!r}; it must be {wanted}")
+        raise ConfigError(f"{place} is {short(value):.100}; it must be {wanted}")
     return value
 
 

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-_ADDRESS, _KEYS, _LIMITS, _TELLING, _MODEL = "Address", "Keys", "Limits", "Logs, metrics and traces", "Model"
+from corral.cli import options
+
+_MODEL, _ADDRESS, _KEYS, _LIMITS, _OBSERVABILITY = "Model", "Address", "Keys", "Limits", "Logs and traces"
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -17,7 +19,7 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Served:
-    """What is served, beside the engine's own options."""
+    """What is served, and how much of it at once."""
 
     served_model_name: Annotated[
         list[str] | None, _option(_MODEL, "Name that clients ask for; may be given several times.")
@@ -35,15 +37,8 @@ class Served:
             "--page/--no-page", help="The chat page at /; needs the extra ui.", rich_help_panel=_MODEL
         ),
     ] = True
-    max_num_seqs: Annotated[int | None, _option(_MODEL, "Outputs that run at once; 64 by default.")] = None
-    kv_cache_memory: Annotated[
-        str | None,
-        _option(
-            _MODEL,
-            "Memory for the KV cache, like 4GiB; by default a share of what is free.",
-            "--kv-cache-memory",
-        ),
-    ] = None
+    max_num_seqs: options.MaxNumSeqs = None
+    kv_cache_memory: options.KVMemory = None
 
 
 @dataclass(frozen=True)
@@ -119,22 +114,22 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Telling:
-    """What is said of what happens."""
+class Observability:
+    """What the server says of itself: its log and its traces."""
 
-    log_format: Annotated[str | None, _option(_TELLING, "text or json.")] = None
+    log_format: Annotated[str | None, _option(_OBSERVABILITY, "text or json.")] = None
     log_prompts: Annotated[
         bool,
-        typer.Option("--log-prompts", help="Prompts stand in the log.", rich_help_panel=_TELLING),
+        typer.Option("--log-prompts", help="Prompts stand in the log.", rich_help_panel=_OBSERVABILITY),
     ] = False
     otlp_endpoint: Annotated[
         str | None,
         _option(
-            _TELLING,
+            _OBSERVABILITY,
             "Where OpenTelemetry traces go, like http://collector:4318; needs the extra otel.",
             "--otlp-endpoint",
         ),
     ] = None
     otlp_service_name: Annotated[
-        str | None, _option(_TELLING, "As whose they go: corral.", "--otlp-service-name")
+        str | None, _option(_OBSERVABILITY, "As whose they go: corral.", "--otlp-service-name")
     ] = None

@@ -90,7 +90,7 @@ def _small_matmul(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
 ):
     PARTS: tl.constexpr = 8 // CODE_BITS  # codes in a byte
-    m = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    m = (tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     m_there, n_there = m < x_rows, n < rows
     k = tl.arange(0, BLOCK_K // PARTS)
@@ -99,9 +99,8 @@ def _small_matmul(  # type: ignore[no-untyped-def]
     for start in range(0, columns, BLOCK_K):
         group = n * groups + start // group_size
         scale = tl.load(scale_at + group, mask=n_there, other=0).to(tl.float32)[:, None]
-        codes = tl.load(
-            codes_at + n[:, None] * width + start // PARTS + k[None, :], mask=n_there[:, None], other=0
-        )
+        bytes_at = codes_at + n[:, None] * width + start // PARTS + k[None, :]
+        codes = tl.load(bytes_at, mask=n_there[:, None], other=0)
         for part in tl.static_range(PARTS):
             code = codes.to(tl.int32) >> (part * CODE_BITS) & ((1 << CODE_BITS) - 1)  # [BLOCK_N, columns]
             if LEVELS:
@@ -118,15 +117,13 @@ def _small_matmul(  # type: ignore[no-untyped-def]
                 offset = tl.load(offset_at + group, mask=n_there, other=0)
                 values = values + offset.to(tl.float32)[:, None]
             x_columns = start + k * PARTS + part
-            x = tl.load(
-                x_at + m[:, None].to(tl.int64) * columns + x_columns[None, :], mask=m_there[:, None], other=0
-            )
+            x = tl.load(x_at + m[:, None] * columns + x_columns[None, :], mask=m_there[:, None], other=0)
             values = values.to(x.dtype)
             if WIDEN:
                 x, values = x.to(tl.float32), values.to(tl.float32)
             total = tl.dot(x, tl.trans(values), total, input_precision="ieee")
     tl.store(
-        output_at + m[:, None].to(tl.int64) * rows + n[None, :],
+        output_at + m[:, None] * rows + n[None, :],
         total.to(output_at.dtype.element_ty),
         mask=m_there[:, None] & n_there[None, :],
     )

@@ -14,7 +14,7 @@ from corral.checkpoints.adapter_config import ADAPTER_CONFIG
 from corral.errors import CorralError, RequestError
 from corral.server.errors import ApiError
 from corral.server.service import ANY_MODEL, Service
-from corral.server.wire import Body, json_response
+from corral.server.wire import Body, JsonRoute, json_response
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class UnloadBody(Body):
 
 def adapters_router(service: Service) -> APIRouter:
     """The routes. They belong under an admin key: `ADMIN_PATHS`."""
-    router = APIRouter(tags=["Adapters"])
+    router = APIRouter(tags=["Adapters"], route_class=JsonRoute)
 
     @router.post(LOAD_PATH, summary="Load an adapter")
     async def load(body: LoadBody) -> Response:

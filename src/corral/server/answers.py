@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from corral.engine.events import Event, Finished, PromptScored, Started, Timings, TokenLogprobs, Tokens, Usage
-from corral.server.running import Running
+from corral.server.running import RunningRequest
 from corral.text.messages import ToolCall
 from corral.text.tool_calls.pieces import CallArguments, CallBegun, CallEnded, ChatPiece, TextPiece
 
@@ -69,7 +69,7 @@ class Answer:
         reader: makes a reader for each output.
     """
 
-    def __init__(self, running: Running, reader: Callable[[], PieceReader] = PlainText) -> None:
+    def __init__(self, running: RunningRequest, reader: Callable[[], PieceReader] = PlainText) -> None:
         self.running = running
         self._readers = [reader() for _ in range(running.handle.num_outputs)]
         self._calls = [0] * len(self._readers)

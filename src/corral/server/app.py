@@ -20,6 +20,7 @@ from corral.server.openai.completions import completions_router
 from corral.server.openai.embeddings import embeddings_router
 from corral.server.openai.models import models_router
 from corral.server.openai.responses import responses_router
+from corral.server.ops.asgi import local_path
 from corral.server.service import Service
 from corral.server.sse import ClientGoneError
 from corral.server.tgi.generate import generate_router
@@ -27,7 +28,7 @@ from corral.server.tgi.info import info_router
 from corral.server.tokenize import tokenize_router
 from corral.server.wire import json_response
 
-ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503)
+_ERRORS = (400, 401, 403, 404, 408, 413, 429, 500, 503)
 
 
 def build_app(service: Service, vertex: Vertex = NO_VERTEX) -> FastAPI:
@@ -35,7 +36,7 @@ def build_app(service: Service, vertex: Vertex = NO_VERTEX) -> FastAPI:
 
     What belongs around them is `corral.server.ops`'.
     """
-    responses = {status: {"description": "An error, in the shape of the interface"} for status in ERRORS}
+    responses = {status: {"description": "An error, in the shape of the interface"} for status in _ERRORS}
     app = FastAPI(
         title="Corral",
         version=corral.__version__,
@@ -93,5 +94,5 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _answer(request: HttpRequest, error: ApiError) -> Response:
-    shape = SHAPES.of(request.url.path)
+    shape = SHAPES.of(local_path(request.scope))
     return json_response(shape(error), shape.status(error), error.headers)

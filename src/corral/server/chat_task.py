@@ -8,17 +8,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from starlette.requests import Request as HttpRequest
+
 from corral.engine.grammar.calls import call_grammar, explain_refusal
+from corral.engine.grammar.json_schema import canonical
 from corral.engine.request import Request
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
 from corral.llm import LLM
 from corral.server.answers import Answer, PieceReader, PlainText
-from corral.server.observer import Scope
 from corral.server.service import Service
 from corral.text.control_tokens import PYTHON_TAG
-from corral.text.messages import Message, as_messages
-from corral.text.rendered import RenderOptions
+from corral.text.messages import Message
+from corral.text.rendered import Rendered, RenderOptions
 from corral.text.tool_calls import CallParser
 from corral.text.tool_calls.form import CallForm, call_form
 
@@ -76,17 +78,15 @@ class ChatTask:
         params: how tokens are chosen; `structured_outputs` is the form of an answer that is no call.
         toolbox: what may be called.
         options: of the prompt format.
-        adapter, priority, cache_salt, timeout: as in the engine's requests.
+        priority, cache_salt: as in the engine's requests.
     """
 
     messages: Sequence[Message | Mapping[str, Any]]
     params: SamplingParams
     toolbox: Toolbox = field(default_factory=Toolbox)
     options: RenderOptions = RenderOptions()
-    adapter: str | None = None
     priority: int = 0
     cache_salt: str = ""
-    timeout: float | None = None
 
     @property
     def reads_calls(self) -> bool:
@@ -97,7 +97,18 @@ class ChatTask:
         """How the prompt asks for calls."""
         return call_form(llm.renderer, self.options, [_name(tool) for tool in self.toolbox.shown])
 
-    def request(self, llm: LLM) -> Request:
+    def rendered(self, llm: LLM) -> Rendered:
+        """The prompt.
+
+        Raises:
+            CorralError: the prompt format cannot express it.
+        """
+        count, context = len(self.messages), llm.max_model_len
+        if count > context:  # each is a token at least, and rendering them all takes a while
+            raise RequestError(f"messages: {count:,} cannot fit into the context of {context:,} tokens")
+        return llm.render(self.messages, self.toolbox.shown, self.options)
+
+    def request(self, llm: LLM, adapter: str | None, timeout: float | None) -> Request:
         """As a request for the engine.
 
         Raises:
@@ -106,7 +117,7 @@ class ChatTask:
         params, structure = self.params, self._structure(llm)
         if structure is not params.structured_outputs:
             params = replace(params, structured_outputs=structure)
-        rendered = llm.render(as_messages(self.messages), self.toolbox.shown, self.options)
+        rendered = self.rendered(llm)
         tag = llm.tokenizer.control.get(PYTHON_TAG) if self.reads_calls else None
         return Request(
             rendered.tokens,
@@ -114,10 +125,10 @@ class ChatTask:
             rendered.stop_ids,
             frozenset() if tag is None else frozenset({tag}),
             continues=self.options.continue_final_message,
-            adapter=self.adapter,
+            adapter=adapter,
             cache_salt=self.cache_salt,
             priority=self.priority,
-            timeout=self.timeout,
+            timeout=timeout,
         )
 
     def reader(self, llm: LLM) -> PieceReader:
@@ -160,16 +171,28 @@ class ChatTask:
             return "text"
         if wanted.json_object:
             return "object"
-        schema = json.loads(wanted.json) if isinstance(wanted.json, str) else wanted.json
-        return dict(schema) if isinstance(schema, Mapping) else {} if schema else {"not": {}}
+        schema = json.loads(canonical("json", {} if wanted.json is None else wanted.json))
+        if schema is False:
+            raise RequestError("structured_outputs.json cannot match anything: the schema is false")
+        return {} if schema is True else dict(schema)
 
 
 def _name(tool: Schema) -> str:
     return str(tool["function"]["name"])
 
 
+def tool_schema(name: str, description: str | None, parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """A function in OpenAI's form, which prompts show: also where it has no description or parameters."""
+    function = {
+        "name": name,
+        "description": description or "",
+        "parameters": parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": function}
+
+
 async def answer_chat(
-    service: Service, scope: Scope, model: str | None, task: Callable[[], ChatTask]
+    service: Service, request: HttpRequest, model: str | None, task: Callable[[], ChatTask]
 ) -> Answer:
     """Has the engine answer a dialog.
 
@@ -178,15 +201,15 @@ async def answer_chat(
     Raises:
         ApiError, CorralError: it was refused.
     """
-    llm = service.llm
+    llm, adapter, timeout = service.llm, service.adapter(model), service.timeout(request.headers)
     tasks: list[ChatTask] = []
 
     def make() -> Request:
         tasks.append(task())
-        return tasks[0].request(llm)
+        return tasks[0].request(llm, adapter, timeout)
 
     try:
-        running = await service.submit(scope, model, make)
+        running = await service.submit(request.scope, model, make)
     except RequestError as error:
         tools = tasks[0].toolbox.callable if tasks else ()
         if not (tools and str(error).startswith("structured_outputs")):

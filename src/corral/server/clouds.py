@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -20,9 +21,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from corral.errors import ConfigError
 from corral.server.errors import ApiError
+from corral.server.health import ready_response
+from corral.server.ops.asgi import replay
+from corral.server.ops.auth import OPEN
 from corral.server.service import Service
 from corral.server.sse import unless_gone
-from corral.server.wire import dumps, json_response
+from corral.server.wire import dumps, json_response, loads
 
 Fields = dict[str, Any]
 
@@ -32,7 +36,7 @@ ADAPTER_HEADER = "x-amzn-sagemaker-adapter-identifier"
 MAX_INSTANCES = 64
 
 _HEALTH_ENV, _PREDICT_ENV = "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"
-_HEALTH = frozenset({"/health", "/ready", "/ping"})
+
 _ROUTE = re.compile(r"(/[A-Za-z0-9_.:-]+)+")
 
 
@@ -74,7 +78,7 @@ def add_clouds(app: FastAPI, service: Service, vertex: Vertex) -> None:
         ConfigError: the path for Vertex AI's health checks, which needs no key, is that of another route.
     """
     inner = Router(list(app.router.routes))
-    for path in vertex.open_paths - _HEALTH:
+    for path in vertex.open_paths - OPEN:
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
         if any(route.matches(scope)[0] is not Match.NONE for route in inner.routes):
             raise ConfigError(
@@ -83,7 +87,7 @@ def add_clouds(app: FastAPI, service: Service, vertex: Vertex) -> None:
     router = APIRouter(tags=["Clouds"])
 
     async def ping() -> Response:
-        return json_response({"status": service.state}, 200 if service.state == "ready" else 503)
+        return ready_response(service)
 
     async def invoke(request: HttpRequest) -> Response:
         fields = _with_adapter(_object(await request.body()), request.headers)
@@ -116,26 +120,21 @@ class _HandedOn(Response):
 
     def __init__(self, inner: Router, fields: Fields, path: str) -> None:
         super().__init__()
-        self._inner, self._fields, self._path = inner, fields, path
+        self._inner, self._path = inner, path
+        self._given = dumps(fields).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._inner(_inner_scope(scope, self._path), _replay(self._fields, receive), send)
+        await self._inner(_inner_scope(scope, self._path), replay(self._given, receive), send)
 
 
 def _object(body: bytes) -> Fields:
     try:
-        fields = json.loads(body, parse_constant=_no_number)
-    except ValueError as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply") from None
+        fields = loads(body)
+    except JSONDecodeError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error.msg}") from None
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object")
     return fields
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
 
 
 def _target(fields: Fields) -> str:
@@ -233,7 +232,7 @@ async def _ask(inner: Router, scope: Scope, fields: Fields, gone: asyncio.Event)
     async def send(message: Message) -> None:
         messages.append(dict(message))
 
-    await inner(_inner_scope(scope, _target(fields)), _replay(fields, wait), send)
+    await inner(_inner_scope(scope, _target(fields)), replay(dumps(fields).encode(), wait), send)
     start, *rest = messages
     body = b"".join(message.get("body", b"") for message in rest)
     answer = Response(body, start["status"])
@@ -246,17 +245,3 @@ def _inner_scope(scope: Scope, path: str) -> Scope:
     outer = ("endpoint", "route", "path_params", "router")
     kept = {name: value for name, value in scope.items() if name not in outer}
     return {**kept, "path": scope.get("root_path", "") + path, "raw_path": path.encode()}
-
-
-def _replay(fields: Fields, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """Gives a body, and then what else the connection has to say."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": dumps(fields).encode(), "more_body": False}
-
-    return replay

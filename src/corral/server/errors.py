@@ -15,8 +15,12 @@ logger = logging.getLogger(__name__)
 
 # A field at the beginning of a sentence: "top_p is ...", "messages[2].content: ...".
 _FIELD = re.compile(
-    r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)(?= is | has | holds |: |, | contradicts )"
+    r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*)"
+    r"(?=: |, | (?:is|has|holds|contradicts|cannot|uses|refers|takes|made) )"
 )
+
+
+_MOST_CHARACTERS = 1000  # of a message: it may quote what a client has sent
 
 
 class ApiError(Exception):
@@ -40,7 +44,7 @@ class ApiError(Exception):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code = status, _short(message), param, code
         self.retry_after = retry_after
 
     @property
@@ -54,11 +58,23 @@ class ApiError(Exception):
         return headers
 
 
-def as_api_error(error: BaseException, fields: Sequence[str] = ()) -> ApiError:
-    """The answer for an error. What is no user's mistake is logged, and answered without its details.
+def _short(message: str) -> str:
+    half = _MOST_CHARACTERS // 2
+    return message if len(message) <= _MOST_CHARACTERS else f"{message[:half]} ... {message[-half:]}"
 
-    `fields` are those of the request's body: `param` is one of them.
-    """
+
+def loading() -> ApiError:
+    """The answer while the model is being loaded."""
+    return ApiError(503, "the model is being loaded; try again soon", code="loading", retry_after=2)
+
+
+def draining() -> ApiError:
+    """The answer to what comes when the server is on its way down."""
+    return ApiError(503, "the server is shutting down; ask another one", code="draining", retry_after=5)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """The answer for an error. What is no user's mistake is logged, and answered without its details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineBusyError):
@@ -67,17 +83,15 @@ def as_api_error(error: BaseException, fields: Sequence[str] = ()) -> ApiError:
         logger.error("a request failed: %s", error, exc_info=error.__cause__)
         return ApiError(500, "the request failed in the engine", code="engine_error")
     if isinstance(error, CorralError):
-        return ApiError(400, str(error), param=_param(str(error), fields))
+        return ApiError(400, str(error), param=_param(str(error)))
     logger.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
-def _param(sentence: str, fields: Sequence[str]) -> str | None:
+def _param(sentence: str) -> str | None:
+    """The field that a sentence is about."""
     match = _FIELD.match(sentence)
-    if match is None:
-        return None
-    root = re.split(r"[.\[]", match[1], maxsplit=1)[0]
-    return match[1] if not fields or root in fields else None
+    return None if match is None else match[1]
 
 
 _OPENAI_TYPES = {
@@ -160,9 +174,12 @@ def sentences(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     place = [part for part in first["loc"] if part != "body"]
     path = _path(place)
     kind, message = first["type"], str(first["msg"])
+    if isinstance(first.get("input"), bytes):  # the whole body, as it came
+        return ApiError(400, "the body has another type than JSON; send content-type: application/json")
     if kind == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', message)}")
     if kind == "extra_forbidden":
+        path = ".".join(filter(None, (_path(place[:-1]), str(place[-1])[:100] or "''")))
         return ApiError(400, f"{path} is no field that this server knows; remove it", param=path)
     if kind == "missing":
         return ApiError(400, f"{path or 'the body'} is missing", param=path or None)

@@ -11,7 +11,7 @@ from corral.server.wire import json_response
 
 
 def health_router(service: Service) -> APIRouter:
-    """The routes that need no key."""
+    """The routes."""
     router = APIRouter(tags=["Health"])
 
     @router.get("/health", summary="Alive")
@@ -20,11 +20,16 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/ready", summary="Ready for requests")
     async def ready() -> Response:
-        is_ready = service.state == "ready"
-        return json_response({"status": service.state}, 200 if is_ready else 503)
+        return ready_response(service)
 
     @router.get("/version", summary="Corral's version")
     async def version() -> Response:
         return json_response({"version": corral.__version__})
 
     return router
+
+
+def ready_response(service: Service) -> Response:
+    """The state of the service: with 200 where it may be asked, with 503 otherwise."""
+    state = service.state
+    return json_response({"status": state}, 200 if state == "ready" else 503)

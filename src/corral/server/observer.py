@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any, Protocol
+from typing import Protocol
+
+from starlette.types import Scope
 
 from corral.engine.events import Event
 from corral.engine.request import Request
-
-Scope = MutableMapping[str, Any]
 
 
 class Observer(Protocol):
@@ -28,14 +27,14 @@ class Telemetry(Protocol):
         """A request of the HTTP exchange `scope` has been taken on for a model or an adapter."""
 
 
-class _Nobody:
+class _NoObserver:
     def event(self, event: Event) -> None: ...
 
     def left(self) -> None: ...
 
 
-class Silence:
+class NoTelemetry:
     """Telemetry that tells nobody."""
 
     def begin(self, scope: Scope, request: Request, model: str) -> Observer:
-        return _Nobody()
+        return _NoObserver()

@@ -10,10 +10,12 @@ from corral.server.errors import ApiError, as_api_error
 from corral.server.observer import Observer
 
 
-class Running:
+class RunningRequest:
     """The events of a request, watched. Whoever leaves before the last one calls `leave`."""
 
-    def __init__(self, handle: Handle, observer: Observer, forget: Callable[[Running], object]) -> None:
+    def __init__(
+        self, handle: Handle, observer: Observer, forget: Callable[[RunningRequest], object]
+    ) -> None:
         self.handle = handle
         self._observer, self._forget = observer, forget
         self._ended_by: ApiError | None = None

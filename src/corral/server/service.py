@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from starlette.types import Scope
+
 from corral.engine.handle import Handle
 from corral.engine.request import Request
 from corral.llm import LLM
-from corral.server.errors import ApiError
-from corral.server.observer import Scope, Silence, Telemetry
-from corral.server.running import Running
+from corral.server.errors import ApiError, draining, loading
+from corral.server.observer import NoTelemetry, Telemetry
+from corral.server.running import RunningRequest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,14 +53,14 @@ class Service:
         adapters_dir: Path | None = None,
     ) -> None:
         self.names = tuple(names)
-        self.telemetry = telemetry or Silence()
+        self.telemetry = telemetry or NoTelemetry()
         self.request_timeout = request_timeout
         self.adapters_dir = adapters_dir
         self.created = int(time.time())
         self._load = load
         self._llm: LLM | None = None
         self._draining = False
-        self._running: set[Running] = set()
+        self._running: set[RunningRequest] = set()
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="corral-request")
 
     @property
@@ -75,9 +77,9 @@ class Service:
             ApiError: it is still loading, or the server is on its way down.
         """
         if self._draining:
-            raise ApiError(503, "the server is shutting down", code="draining", retry_after=5)
+            raise draining()
         if self._llm is None:
-            raise ApiError(503, "the model is being loaded; try again soon", code="loading", retry_after=2)
+            raise loading()
         return self._llm
 
     @property
@@ -143,7 +145,7 @@ class Service:
         """Does what takes a while without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
-    async def submit(self, scope: Scope, model: str | None, make: Callable[[], Request]) -> Running:
+    async def submit(self, scope: Scope, model: str | None, make: Callable[[], Request]) -> RunningRequest:
         """Makes a request and has the engine take it on, in a thread; where the task is cancelled, so is the
         request.
 
@@ -158,7 +160,7 @@ class Service:
             submitting.add_done_callback(_cancel_submitted)
             raise
         observer = self.telemetry.begin(scope, handle.request, self.name_of(model))
-        running = Running(handle, observer, self._running.discard)
+        running = RunningRequest(handle, observer, self._running.discard)
         self._running.add(running)
         return running
 
@@ -169,7 +171,7 @@ class Service:
     def end_running(self, message: str) -> None:
         """Ends the requests that still run with an error."""
         for running in list(self._running):
-            running.end(ApiError(503, message, code="draining"))
+            running.end(ApiError(503, message, code="draining", retry_after=5))
 
     def close(self) -> None:
         """Ends the engine."""

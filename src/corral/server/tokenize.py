@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
+from corral.errors import RequestError, TokenizerError
 from corral.llm import LLM
 from corral.server.openai.chat_body import ChatBody
+from corral.server.openai.completions_body import text_tokens
 from corral.server.openai.logprobs import token_text
 from corral.server.service import Service
-from corral.server.wire import Body, json_response
-from corral.text.messages import as_messages
-from corral.text.prompt_format import render_text
+from corral.server.wire import Body, JsonRoute, Many, json_response
 
 MAX_CHARACTERS = 2**21
 MAX_TOKENS = 2**18
@@ -28,11 +29,9 @@ class TokenizeText(Body):
     add_special_tokens: bool | None = Field(None, description="With the token that begins a text.")
     return_token_strs: bool | None = None
 
-    def tokens(self, llm: LLM) -> tuple[int, ...]:
-        """As the completions route takes it: control tokens in a text are text."""
-        if self.add_special_tokens is False:
-            return tuple(llm.tokenizer.encode(self.prompt, first=True))
-        return render_text(llm.tokenizer, self.prompt).tokens
+    def tokens(self, llm: LLM) -> Sequence[int]:
+        """As the completions route takes it."""
+        return text_tokens(llm.tokenizer, self.prompt, self.add_special_tokens)
 
 
 class TokenizeChat(ChatBody):
@@ -48,7 +47,7 @@ class TokenizeChat(ChatBody):
 class DetokenizeBody(Body):
     """Tokens."""
 
-    tokens: list[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_TOKENS)
+    tokens: Many[Annotated[int, Field(ge=0)]] = Field(max_length=MAX_TOKENS)
     model: str | None = None
 
 
@@ -69,13 +68,12 @@ def prompt_of(llm: LLM, body: ChatBody) -> tuple[int, ...]:
     Raises:
         CorralError: the prompt format cannot express it, or a field is out of range.
     """
-    task = body.task(llm.default_sampling_params(), None, None)
-    return llm.render(as_messages(task.messages), task.toolbox.shown, task.options).tokens
+    return body.task(llm.default_sampling_params()).rendered(llm).tokens
 
 
 def tokenize_router(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["Tokens"])
+    router = APIRouter(tags=["Tokens"], route_class=JsonRoute)
 
     @router.post("/tokenize", summary="Text, or a dialog, to tokens")
     async def tokenize(body: TokenizeBody) -> Response:
@@ -95,7 +93,10 @@ def tokenize_router(service: Service) -> APIRouter:
     async def detokenize(body: DetokenizeBody) -> Response:
         llm = service.llm
         service.adapter(body.model)
-        text = await service.in_thread(lambda: llm.tokenizer.decode(body.tokens))
+        try:
+            text = await service.in_thread(lambda: llm.tokenizer.decode(body.tokens))
+        except TokenizerError as error:
+            raise RequestError(f"tokens: {error}") from None
         return json_response({"prompt": text})
 
     @router.post("/apply-template", summary="The text of the prompt that a dialog gives")

@@ -13,6 +13,8 @@ from corral.errors import TokenizerError
 from corral.text.token_bytes import byte_level_bytes, sentencepiece_bytes
 from corral.text.tokenizer import ControlToken, Tokenizer
 
+_LONG = 16_384  # characters, some milliseconds of work
+
 
 class HfVocabulary:
     """A vocabulary run by the `tokenizers` library."""
@@ -31,7 +33,11 @@ class HfVocabulary:
 
     def encode(self, text: str, first: bool) -> list[int]:
         backend = self._backend if first else self._later
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        if len(text) < _LONG:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        # The same ids, without holding the interpreter up: a long text would stop every other thread.
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoding.ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:

@@ -48,8 +48,8 @@ class ToolCall:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments) if arguments.strip() else {}
-            except ValueError as error:
-                raise RenderError(f"{where}.arguments is not valid JSON: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise RenderError(f"{where}.arguments is not valid JSON: {_in_words(error)}") from None
         if arguments is None:
             arguments = {}
         if not isinstance(arguments, Mapping):
@@ -128,6 +128,13 @@ class Message:
         if self.name is not None:
             fields["name"] = self.name
         return fields
+
+
+def _in_words(error: ValueError | RecursionError) -> str:
+    """Python's own words, where they are about the text and not about Python."""
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def as_messages(messages: Sequence[Message | Mapping[str, Any]]) -> list[Message]:

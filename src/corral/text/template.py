@@ -64,6 +64,11 @@ class TemplateRenderer:
         self._tools_as_text = tools_as_text
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The texts of the templates: the usual one, and that for tools."""
+        return (self._template.source, self._tool_template.source)
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end a generated message."""
         return self._stop_ids

@@ -140,8 +140,8 @@ class Tokenizer:
             pieces.append(between.rstrip() if token.lstrip else between)
             pieces.append(token.id)
             end = match.end()
-            if token.rstrip:
-                end += len(text[end:]) - len(text[end:].lstrip())
+            while token.rstrip and text[end : end + 1].isspace():
+                end += 1
         return [piece for piece in [*pieces, text[end:]] if piece != ""]
 
     def token_bytes(self, token_id: int) -> bytes:

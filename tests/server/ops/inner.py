@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from corral.llm import LLM
-from corral.server.ops.asgi import App, Receive, Send
 from corral.server.ops.listen import listen
 from corral.server.ops.operations import Operations
 from corral.server.ops.process import uvicorn_config
-from corral.server.ops.record import Scope
 from corral.server.ops.stack import wrap
 from corral.server.ops.tracing import Tracing
 from corral.server.settings import ServerSettings
@@ -99,7 +98,7 @@ def running(*, tracing: Tracing | None = None, is_page: Any = None, **given: Any
     settings = ServerSettings(**{"port": 0, "header_timeout": 5.0, **given})
     operations, service, inner = Operations(settings, tracing=tracing), Idle(), Inner()
     operations.watch(service)
-    app: App = wrap(inner, operations, service, **({} if is_page is None else {"is_page": is_page}))
+    app: ASGIApp = wrap(inner, operations, service, **({} if is_page is None else {"is_page": is_page}))
     bound = listen(settings)
     server = _Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

@@ -183,7 +183,8 @@ def test_one_connection_too_many_is_told_so() -> None:
             for connection in held:
                 connection.close()
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"retry-after: 1" in answer
+    assert b"retry-after: 1\r\n" in answer
+    assert b"x-should-retry: true\r\n" in answer
 
 
 def test_requests_in_a_row_share_a_connection(small: Running) -> None:

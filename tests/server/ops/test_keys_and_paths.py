@@ -103,6 +103,7 @@ def test_no_other_way_of_writing_an_open_path_is_open(locked: Running, route: st
     "route",
     [
         LOAD,
+        "/v1/unload_lora_adapter",
         f"{LOAD}/",
         f"/{LOAD}",
         "//v1//load_lora_adapter",
@@ -200,6 +201,12 @@ def test_a_key_file_has_comments_and_names(tmp_path: Path) -> None:
     keys = read_key_file(path)
     assert [key.name for key in keys] == ["alice", "key-4", "carol"]
     assert keys[2] == ApiKey.of("carol", "sk=3")
+
+
+def test_a_key_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes(b"\xef\xbb\xbfsk-1\r\n")
+    assert read_key_file(path) == [ApiKey.of("key-1", "sk-1")]
 
 
 @pytest.mark.parametrize(

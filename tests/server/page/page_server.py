@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import uvicorn
-from starlette.types import Receive, Scope, Send
 
 from corral.llm import LLM
 from corral.server.app import build_app
@@ -20,7 +15,7 @@ from corral.server.page.guard import is_page_path
 from corral.server.page.mount import mount_page
 from corral.server.service import Service
 from corral.server.settings import ServerSettings
-from tests.server.processes import free_port
+from tests.server.live_server import serving_in_thread
 
 
 @dataclass(frozen=True)
@@ -45,32 +40,11 @@ def page_server(llm: LLM, name: str, key: str | None = None) -> Iterator[PageSer
     operations.watch(service)
     service.load()
     inner = build_app(service)
-
-    async def api(scope: Scope, receive: Receive, send: Send) -> None:
-        await outer(scope, receive, send)
-
-    mount_page(inner, api=api)
-    outer = wrap(inner, operations, service, is_page=is_page_path)
-    port = free_port()
-    config = uvicorn.Config(
-        outer, port=port, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=1
-    )
-    server, started = uvicorn.Server(config), threading.Event()
-
-    async def serve() -> None:
-        serving = asyncio.ensure_future(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        started.set()
-        await serving
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="page-server")
-    thread.start()
-    started.wait()
+    app = wrap(inner, operations, service, is_page=is_page_path)
+    mount_page(inner, api=app)
     try:
-        yield PageServer(f"http://127.0.0.1:{port}", service)
+        with serving_in_thread(app, timeout_graceful_shutdown=1) as (base_url, _):
+            yield PageServer(base_url, service)
     finally:
-        server.should_exit = True
-        thread.join()
         service.close()
         operations.close()

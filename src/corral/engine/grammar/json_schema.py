@@ -78,7 +78,8 @@ def canonical(field: str, schema: Mapping[str, Any] | bool | str) -> str:
     except RecursionError:
         raise refusal(field, "is nested too deeply") from None
     except (TypeError, ValueError) as error:
-        raise refusal(field, f"is not JSON: {error}") from None
+        what = str(error).split(";")[0]  # what follows is advice about Python
+        raise refusal(field, f"is not JSON: {what}") from None
 
 
 def checked(field: str, text: str, max_nesting: int, max_depth: int) -> dict[str, Any]:

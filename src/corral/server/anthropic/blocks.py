@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from corral.errors import RequestError
-from corral.server.wire import Body
+from corral.server.wire import Body, Many
 from corral.text.messages import Message, ToolCall
 
 Item = TypeVar("Item")
@@ -63,7 +63,8 @@ def _reads(*kinds: str) -> BeforeValidator:
 def _kind(block: Any) -> str:
     """The name of a block's member in the union. It begins with a capital, to stay out of fields' paths."""
     kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    return {"tool_use": "ToolUse", "tool_result": "ToolResult"}.get(kind, "Text")  # type: ignore[arg-type]
+    kinds = {"tool_use": "ToolUse", "tool_result": "ToolResult"}
+    return kinds.get(kind, "Text") if isinstance(kind, str) else "Text"
 
 
 def _form(content: Any) -> str:
@@ -72,7 +73,7 @@ def _form(content: Any) -> str:
 
 PlainText = Annotated[str, Tag("Plain")]
 ReadTextBlock = Annotated[TextBlock, _reads("text")]
-TextContent = Annotated[PlainText | Annotated[list[ReadTextBlock], Tag("Blocks")], Discriminator(_form)]
+TextContent = Annotated[PlainText | Annotated[Many[ReadTextBlock], Tag("Blocks")], Discriminator(_form)]
 
 
 class ToolResultBlock(Body):
@@ -93,7 +94,7 @@ Block = Annotated[
     Discriminator(_kind),
     _reads("text", "tool_use", "tool_result"),
 ]
-Content = Annotated[PlainText | Annotated[list[Block], Tag("Blocks")], Discriminator(_form)]
+Content = Annotated[PlainText | Annotated[Many[Block], Tag("Blocks")], Discriminator(_form)]
 
 
 class MessageBody(Body):

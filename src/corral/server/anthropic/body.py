@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, Field
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
 from corral.server.anthropic.blocks import CacheControl, MessageBody, TextContent, joined
-from corral.server.chat_task import ChatTask, Toolbox
+from corral.server.chat_task import ChatTask, Toolbox, tool_schema
 from corral.server.openai.chat_body import ToolName
-from corral.server.wire import Body
+from corral.server.wire import Body, Many
 from corral.text.messages import Message
 from corral.text.rendered import RenderOptions
 
@@ -35,13 +35,12 @@ class Tool(Body):
     strict: bool | None = None
     cache_control: CacheControl | None = None
     eager_input_streaming: bool | None = Field(None, description="Inputs are always streamed as they come.")
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: Many[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
 
     def schema_of(self) -> dict[str, Any]:
         """In OpenAI's form, which prompts show."""
-        function = {"name": self.name, "description": self.description or "", "parameters": self.input_schema}
-        return {"type": "function", "function": function}
+        return tool_schema(self.name, self.description, self.input_schema)
 
 
 class ToolChoice(Body):
@@ -91,16 +90,16 @@ class PromptBody(Body):
     """A dialog with tools: what has a number of tokens."""
 
     model: str
-    messages: list[MessageBody] = Field(min_length=1, max_length=100_000)
+    messages: Many[MessageBody] = Field(min_length=1, max_length=100_000)
     system: TextContent | None = None
-    tools: list[Annotated[Tool, BeforeValidator(_custom)]] | None = None
+    tools: Many[Annotated[Tool, BeforeValidator(_custom)]] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None
     speed: Literal["standard"] | None = None
 
-    def task(self, params: SamplingParams, adapter: str | None, timeout: float | None) -> ChatTask:
+    def task(self, params: SamplingParams) -> ChatTask:
         """As the engine takes it.
 
         Raises:
@@ -116,7 +115,7 @@ class PromptBody(Body):
         if continued and dialog[-1].tool_calls:
             raise RequestError("messages: the last one calls tools; give their tool_result blocks after it")
         options = RenderOptions(add_generation_prompt=not continued, continue_final_message=continued)
-        return ChatTask(dialog, params, self._toolbox(), options, adapter=adapter, timeout=timeout)
+        return ChatTask(dialog, params, self._toolbox(), options)
 
     def _dialog(self) -> list[Message]:
         dialog = [Message("system", joined(self.system))] if self.system else []
@@ -144,7 +143,7 @@ class MessagesBody(PromptBody):
     """A dialog to be answered."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     temperature: Annotated[float | None, Field(ge=0, le=1)] = None
     top_k: int | None = None
     top_p: float | None = None

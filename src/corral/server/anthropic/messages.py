@@ -18,40 +18,37 @@ from corral.server.chat_task import answer_chat
 from corral.server.errors import anthropic_body, as_api_error
 from corral.server.service import Service
 from corral.server.sse import MAY_STREAM, EventStream, unless_gone
-from corral.server.wire import dumps, json_response
+from corral.server.wire import JsonRoute, dumps, json_response
 
 
 def messages_router(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["Anthropic"])
+    router = APIRouter(tags=["Anthropic"], route_class=JsonRoute)
 
     @router.post("/v1/messages", summary="Answer a dialog", responses=MAY_STREAM)
     async def create(body: MessagesBody, request: HttpRequest) -> Response:
-        llm, adapter = service.llm, service.adapter(body.model)
-        defaults, timeout = llm.default_sampling_params(), service.timeout(request.headers)
-        answer = await answer_chat(
-            service, request.scope, body.model, lambda: body.task(body.sampling(defaults), adapter, timeout)
-        )
-        sheet = _Sheet(service.name_of(body.model), body.max_tokens)
+        defaults = service.llm.default_sampling_params()
+        answer = await answer_chat(service, request, body.model, lambda: body.task(body.sampling(defaults)))
+        writer = _Writer(service.name_of(body.model), body.max_tokens)
         if body.stream:
-            return EventStream(sheet.stream(answer), answer.leave)
-        return await unless_gone(request, sheet.whole(answer))
+            return EventStream(writer.stream(answer), answer.leave)
+        return await unless_gone(request, writer.whole(answer))
 
     @router.post("/v1/messages/count_tokens", summary="Count the tokens of a dialog")
     async def count_tokens(body: PromptBody) -> Response:
-        llm, adapter = service.llm, service.adapter(body.model)
-        defaults = llm.default_sampling_params()
+        llm = service.llm
+        service.adapter(body.model)  # raises where there is none of this name
 
         def count() -> int:
-            return len(body.task(defaults, adapter, None).request(llm).tokens)
+            return len(body.task(llm.default_sampling_params()).rendered(llm).tokens)
 
         return json_response({"input_tokens": await service.in_thread(count)})
 
     return router
 
 
-class _Sheet:
-    """One answer, as it is written down."""
+class _Writer:
+    """Writes one answer, in one piece or as a stream."""
 
     def __init__(self, model: str, max_tokens: int) -> None:
         self._model, self._max_tokens = model, max_tokens

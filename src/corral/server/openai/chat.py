@@ -23,7 +23,7 @@ from corral.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from corral.server.openai.usage import timings_body, usage_body
 from corral.server.service import Service
 from corral.server.sse import MAY_STREAM, EventStream, unless_gone
-from corral.server.wire import dumps, json_response
+from corral.server.wire import JsonRoute, dumps, json_response
 from corral.text.tokenizer import Tokenizer
 from corral.text.tool_calls.pieces import CallArguments, CallBegun, ChatPiece, TextPiece
 
@@ -33,25 +33,23 @@ DONE = b"data: [DONE]\n\n"
 
 def chat_router(service: Service) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", summary="Answer a dialog", responses=MAY_STREAM)
     async def create(body: ChatBody, request: HttpRequest) -> Response:
-        llm, adapter = service.llm, service.adapter(body.model)
-        defaults, timeout = llm.default_sampling_params(), service.timeout(request.headers)
-        answer = await answer_chat(
-            service, request.scope, body.model, lambda: body.task(defaults, adapter, timeout)
-        )
-        sheet = _Sheet(llm.tokenizer, service.name_of(body.model), body)
+        llm = service.llm
+        defaults = llm.default_sampling_params()
+        answer = await answer_chat(service, request, body.model, lambda: body.task(defaults))
+        writer = _Writer(llm.tokenizer, service.name_of(body.model), body)
         if body.streams:
-            return EventStream(sheet.stream(answer), answer.leave)
-        return await unless_gone(request, sheet.whole(answer))
+            return EventStream(writer.stream(answer), answer.leave)
+        return await unless_gone(request, writer.whole(answer))
 
     return router
 
 
-class _Sheet:
-    """One answer, as it is written down."""
+class _Writer:
+    """Writes one answer, in one piece or as a stream."""
 
     def __init__(self, tokenizer: Tokenizer, model: str, body: ChatBody) -> None:
         self._tokenizer, self._body = tokenizer, body

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
-from corral.server.chat_task import ChatTask, Toolbox
-from corral.server.openai.sampling_fields import SamplingFields, Schema
-from corral.server.wire import Body
+from corral.server.chat_task import ChatTask, Toolbox, tool_schema
+from corral.server.openai.sampling_fields import SamplingFields, Schema, only_form
+from corral.server.wire import Body, Many
 from corral.text.rendered import RenderOptions
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
@@ -44,9 +44,9 @@ class ChatMessage(Body):
     """A message of the dialog, also as this interface has answered it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Many[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[AssistantCall] | None = None
+    tool_calls: Many[AssistantCall] | None = None
     tool_call_id: str | None = None
     refusal: None = None
     audio: None = None
@@ -76,12 +76,7 @@ class Tool(Body):
 
     def schema_of(self) -> dict[str, Any]:
         """In the form that prompts show: without `strict`, with parameters."""
-        function: dict[str, Any] = {
-            "name": self.function.name,
-            "description": self.function.description or "",
-        }
-        function["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
-        return {"type": "function", "function": function}
+        return tool_schema(self.function.name, self.function.description, self.function.parameters)
 
 
 class NamedFunction(Body):
@@ -144,19 +139,19 @@ class ResponseFormat(Body):
 class ChatBody(SamplingFields):
     """A dialog to be answered."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Many[Literal["text"]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: Many[dict[str, Any]] | None = None
     tool_prompt: str | None = Field(
         None, description="TGI's; only null is taken: the prompt format has its own."
     )
@@ -164,7 +159,7 @@ class ChatBody(SamplingFields):
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 
-    def task(self, defaults: SamplingParams, adapter: str | None, timeout: float | None) -> ChatTask:
+    def task(self, defaults: SamplingParams) -> ChatTask:
         """As the engine takes it.
 
         Raises:
@@ -180,19 +175,13 @@ class ChatBody(SamplingFields):
             self.sampling(defaults, max_tokens=self._max_tokens(), logprobs=self._logprobs()),
             self._toolbox(),
             self._options(),
-            adapter=adapter,
             priority=self.priority or 0,
             cache_salt=self.cache_salt or "",
-            timeout=timeout,
         )
 
-    def sampling(self, defaults: SamplingParams, **changes: Any) -> SamplingParams:
+    def _structure(self) -> StructuredOutputsParams | None:
         wanted = None if self.response_format is None else self.response_format.params()
-        if wanted is None:
-            return super().sampling(defaults, **changes)
-        if self._structure() is not None:
-            raise RequestError("response_format: only one form can be asked for; leave the others out")
-        return super().sampling(defaults, structured_outputs=wanted, **changes)
+        return only_form(super()._structure(), wanted, "response_format")
 
     def _max_tokens(self) -> int | None:
         if self.max_completion_tokens is None:

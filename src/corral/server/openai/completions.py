@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from corral.engine.events import PromptScored, Started, TokenLogprobs, Usage
-from corral.server.answers import AnswerEvent, Collected, Ended, Output, Said, total
+from corral.server.answers import AnswerEvent, Collected, Ended, Said, total
 from corral.server.errors import as_api_error, openai_body
 from corral.server.openai.chat import DONE, FINGERPRINT
 from corral.server.openai.completions_batch import Batch, submit_batch
@@ -24,14 +24,14 @@ from corral.server.openai.logprobs import prompt_logprobs
 from corral.server.openai.usage import timings_body, usage_body
 from corral.server.service import Service
 from corral.server.sse import MAY_STREAM, EventStream, unless_gone
-from corral.server.wire import dumps, json_response
+from corral.server.wire import JsonRoute, dumps, json_response
 from corral.text.tokenizer import Tokenizer
 from corral.text.tool_calls import TextPiece
 
 
 def completions_router(service: Service) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=JsonRoute)
 
     @router.post("/v1/completions", summary="Go on from texts", responses=MAY_STREAM)
     async def create(body: CompletionBody, request: HttpRequest) -> Response:
@@ -39,16 +39,16 @@ def completions_router(service: Service) -> APIRouter:
         params, timeout = body.params(llm.default_sampling_params()), service.timeout(request.headers)
         makers = [partial(body.request, llm, prompt, params, adapter, timeout) for prompt in body.prompts]
         batch = await unless_gone(request, submit_batch(service, request.scope, body.model, makers))
-        sheet = _Sheet(llm.tokenizer, service.name_of(body.model), body, batch)
+        writer = _Writer(llm.tokenizer, service.name_of(body.model), body, batch)
         if body.streams:
-            return EventStream(sheet.stream(), batch.leave)
-        return await unless_gone(request, sheet.whole())
+            return EventStream(writer.stream(), batch.leave)
+        return await unless_gone(request, writer.whole())
 
     return router
 
 
-class _Sheet:
-    """The answers to one body, as they are written down."""
+class _Writer:
+    """Writes the answers to one body, in one piece or as a stream."""
 
     def __init__(self, tokenizer: Tokenizer, model: str, body: CompletionBody, batch: Batch) -> None:
         self._tokenizer, self._body, self._batch = tokenizer, body, batch
@@ -77,7 +77,7 @@ class _Sheet:
         result = {
             **self._head(),
             "choices": choices,
-            "usage": usage_body(_sum([self._usage_of(a.outputs) for a in found])),
+            "usage": usage_body(_sum([answer.usage for answer in found])),
         }
         first = found[0].outputs[0].end
         if first is not None and len(found) == 1:
@@ -159,9 +159,8 @@ class _Sheet:
             done = so_far.completion_tokens + said.num_tokens
             self._started[number] = Usage(so_far.prompt_tokens, so_far.cached_tokens, done)
         text = "".join(piece.text for piece in said.pieces if isinstance(piece, TextPiece))
-        if (
-            said.logprobs is None and not self._tells_usage_always
-        ):  # nearly all chunks, so there is a short way
+        if said.logprobs is None and not self._tells_usage_always:
+            # Nearly all chunks, so there is a short way.
             return f"{self._opening % at}{as_json(text)}{self._closing}".encode() if text else b""
         if said.logprobs is None:
             return self._chunk(at, text) if text else b""
@@ -194,9 +193,6 @@ class _Sheet:
     def _number(self, number: int, index: int) -> int:
         """The number of an answer among those of all prompts."""
         return number * self._body.outputs + index
-
-    def _usage_of(self, outputs: Sequence[Output]) -> Usage:
-        return total([output.end.usage for output in outputs if output.end is not None])
 
     def _new_lists(self) -> LogprobLists:
         return LogprobLists(

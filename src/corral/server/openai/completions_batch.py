@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from starlette.types import Scope
+
 from corral.engine.request import Request
 from corral.errors import CorralError, EngineBusyError, EngineError
 from corral.server.answers import Answer, AnswerEvent, Collected, Output
 from corral.server.errors import ApiError, as_api_error
-from corral.server.observer import Scope
 from corral.server.service import Service
 
 

@@ -13,13 +13,14 @@ from corral.errors import RequestError
 from corral.llm import LLM
 from corral.server.openai.chat_body import ResponseFormat
 from corral.server.openai.refusals import refused
-from corral.server.openai.sampling_fields import SamplingFields
+from corral.server.openai.sampling_fields import SamplingFields, only_form
+from corral.server.wire import Many
 from corral.text.prompt_format import render_text
 from corral.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
 
-TextPrompt = str | list[int]
+TextPrompt = str | Many[int]
 
 
 def _of_one_kind(prompt: Any) -> Any:
@@ -35,6 +36,16 @@ def _of_one_kind(prompt: Any) -> Any:
     return prompt
 
 
+def text_tokens(tokenizer: Tokenizer, text: str, add_special_tokens: bool | None) -> Sequence[int]:
+    """A text as tokens, after the token that begins one unless that is not wanted.
+
+    Control tokens in it are text.
+    """
+    if add_special_tokens is False:
+        return tokenizer.encode(text, first=True)
+    return render_text(tokenizer, text).tokens
+
+
 class CompletionBody(SamplingFields):
     """Texts to go on from.
 
@@ -43,7 +54,7 @@ class CompletionBody(SamplingFields):
     that nothing else is done. Offsets of `logprobs` are characters of the answer's `text`.
     """
 
-    prompt: Annotated[str | list[int] | list[list[int]] | list[str], BeforeValidator(_of_one_kind)]
+    prompt: Annotated[str | Many[int] | Many[Many[int]] | Many[str], BeforeValidator(_of_one_kind)]
     suffix: Annotated[None, refused("the model cannot fill in what stands before a text; leave it out")] = (
         None
     )
@@ -123,11 +134,7 @@ class CompletionBody(SamplingFields):
 
     def tokens(self, tokenizer: Tokenizer, prompt: TextPrompt) -> Sequence[int]:
         """A prompt as tokens."""
-        if not isinstance(prompt, str):
-            return prompt
-        if self.add_special_tokens is False:
-            return tokenizer.encode(prompt, first=True)
-        return render_text(tokenizer, prompt).tokens
+        return text_tokens(tokenizer, prompt, self.add_special_tokens) if isinstance(prompt, str) else prompt
 
     def _scored(self) -> int | None:
         """How many of the most likely tokens are wanted at each place of the prompt, if any are."""
@@ -141,8 +148,5 @@ class CompletionBody(SamplingFields):
         return Score(top=self._scored() or 0, next_top=1 if num_tokens == 1 else 0)
 
     def _structure(self) -> StructuredOutputsParams | None:
-        given = super()._structure()
         wanted = None if self.response_format is None else self.response_format.params()
-        if given is not None and wanted is not None:
-            raise RequestError("response_format: only one form can be asked for; leave the others out")
-        return given or wanted
+        return only_form(super()._structure(), wanted, "response_format")

@@ -21,35 +21,32 @@ from corral.server.openai.responses_output import Change, Json, OutputItems
 from corral.server.openai.usage import timings_body
 from corral.server.service import Service
 from corral.server.sse import MAY_STREAM, EventStream, unless_gone
-from corral.server.wire import dumps, json_response
-from corral.text.messages import as_messages
+from corral.server.wire import JsonRoute, dumps, json_response
 from corral.text.tokenizer import Tokenizer
 
 
 def responses_router(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=JsonRoute)
 
     @router.post("/v1/responses", summary="Answer a dialog, in items", responses=MAY_STREAM)
     async def create(body: ResponseBody, request: HttpRequest) -> Response:
-        llm, adapter = service.llm, service.adapter(body.model)
-        params, timeout = body.params(llm.default_sampling_params()), service.timeout(request.headers)
-        answer = await answer_chat(
-            service, request.scope, body.model, lambda: body.task(llm, params, adapter, timeout)
-        )
-        sheet = _Sheet(llm.tokenizer, service.name_of(body.model), body, params)
+        llm = service.llm
+        params = body.params(llm.default_sampling_params())
+        answer = await answer_chat(service, request, body.model, lambda: body.task(llm, params))
+        writer = _Writer(llm.tokenizer, service.name_of(body.model), body, params)
         if body.streams:
-            return EventStream(sheet.stream(answer), answer.leave)
-        return await unless_gone(request, sheet.whole(answer))
+            return EventStream(writer.stream(answer), answer.leave)
+        return await unless_gone(request, writer.whole(answer))
 
     @router.post("/v1/responses/input_tokens", summary="Count the tokens of a dialog")
     async def count(body: ResponseBody) -> Response:
-        llm, adapter = service.llm, service.adapter(body.model)
+        llm = service.llm
+        service.adapter(body.model)  # raises where there is none of this name
         params = body.params(llm.default_sampling_params())
 
         def num_tokens() -> int:
-            task = body.task(llm, params, adapter, None)
-            return len(llm.render(as_messages(task.messages), task.toolbox.shown, task.options).tokens)
+            return len(body.task(llm, params).rendered(llm).tokens)
 
         counted = await service.in_thread(num_tokens)
         return json_response({"object": "response.input_tokens", "input_tokens": counted})
@@ -67,8 +64,8 @@ def responses_router(service: Service) -> APIRouter:
     return router
 
 
-class _Sheet:
-    """One response, as it is written down."""
+class _Writer:
+    """Writes one response, in one piece or as a stream."""
 
     def __init__(self, tokenizer: Tokenizer, model: str, body: ResponseBody, params: SamplingParams) -> None:
         self._items, self._body = OutputItems(tokenizer), body

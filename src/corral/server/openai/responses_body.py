@@ -9,13 +9,13 @@ from pydantic import Field
 from corral.engine.sampling.params import MAX_LOGPROBS, SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
 from corral.llm import LLM
-from corral.server.chat_task import ChatTask, Toolbox
+from corral.server.chat_task import ChatTask, Toolbox, tool_schema
 from corral.server.openai.chat_body import ToolName
 from corral.server.openai.refusals import refused
 from corral.server.openai.responses_items import Item, dialog
 from corral.server.openai.responses_truncation import shortened
-from corral.server.openai.sampling_fields import SamplingFields, Schema, StreamOptions
-from corral.server.wire import Body
+from corral.server.openai.sampling_fields import SamplingFields, Schema, StreamOptions, only_form
+from corral.server.wire import Body, Many
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -31,16 +31,14 @@ class ResponseTool(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: Many[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
     output_schema: Annotated[None, refused("prompts do not show what functions give; leave it out")] = None
     async_: Annotated[Literal[False] | None, Field(alias="async")] = None
 
     def schema_of(self) -> dict[str, Any]:
         """In the form that prompts show."""
-        parameters = self.parameters or {"type": "object", "properties": {}}
-        function = {"name": self.name, "description": self.description or "", "parameters": parameters}
-        return {"type": "function", "function": function}
+        return tool_schema(self.name, self.description, self.parameters)
 
 
 class ChosenTool(Body):
@@ -55,7 +53,7 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ChosenTool], Field(min_length=1)]
+    tools: Annotated[Many[ChosenTool], Field(min_length=1)]
 
 
 class TextFormat(Body):
@@ -117,18 +115,18 @@ class ResponseStreamOptions(StreamOptions):
 class ResponseBody(SamplingFields):
     """A dialog to be answered. Nothing is kept: the whole dialog comes with each body."""
 
-    input: str | list[Item]
+    input: str | Many[Item]
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     max_tool_calls: Annotated[int | None, Field(ge=1)] = Field(
         None, description="Bounds the calls that the server makes itself, which are none."
     )
-    tools: list[ResponseTool] | None = None
+    tools: Many[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     metadata: (
         Annotated[
             dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -186,7 +184,7 @@ class ResponseBody(SamplingFields):
         logprobs = self.top_logprobs or 0 if self.wants_logprobs else None
         return self.sampling(defaults, max_tokens=self.max_output_tokens, logprobs=logprobs)
 
-    def task(self, llm: LLM, params: SamplingParams, adapter: str | None, timeout: float | None) -> ChatTask:
+    def task(self, llm: LLM, params: SamplingParams) -> ChatTask:
         """As the engine takes it.
 
         Raises:
@@ -199,10 +197,8 @@ class ResponseBody(SamplingFields):
             messages,
             params,
             toolbox,
-            adapter=adapter,
             priority=self.priority or 0,
             cache_salt=self.cache_salt or "",
-            timeout=timeout,
         )
 
     def toolbox(self) -> Toolbox:
@@ -234,7 +230,4 @@ class ResponseBody(SamplingFields):
 
     def _structure(self) -> StructuredOutputsParams | None:
         form = None if self.text is None else self.text.format
-        given, wanted = super()._structure(), None if form is None else form.params()
-        if given is not None and wanted is not None:
-            raise RequestError("text.format: only one form can be asked for; leave the others out")
-        return given or wanted
+        return only_form(super()._structure(), None if form is None else form.params(), "text.format")

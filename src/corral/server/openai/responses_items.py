@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from corral.errors import RequestError
 from corral.server.openai.refusals import refused
-from corral.server.wire import Body
+from corral.server.wire import Body, Many
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -33,7 +33,7 @@ class TextPart(Body):
     )
 
 
-Text = str | list[TextPart]
+Text = str | Many[TextPart]
 
 
 class MessageItem(Body):

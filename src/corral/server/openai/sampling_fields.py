@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
-from corral.server.wire import Body
+from corral.server.wire import Body, Many, RepetitionPenalty
 
 Schema = dict[str, Any] | bool
 
@@ -27,7 +27,7 @@ class StructuredOutputs(Body):
     json_: Annotated[Schema | str | None, Field(alias="json")] = None
     json_object: bool | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Many[str] | None = None
     grammar: str | None = None
 
     def params(self) -> StructuredOutputsParams:
@@ -40,6 +40,13 @@ class StructuredOutputs(Body):
         )
 
 
+def _first_wrong(biases: Any) -> Any:
+    """The first bias that is no number, alone: to describe 100,000 of them takes seconds."""
+    items = biases.items() if isinstance(biases, dict) else ()
+    first = next((item for item in items if type(item[1]) not in (int, float)), None)
+    return biases if first is None else dict([first])
+
+
 class SamplingFields(Body):
     """Fields that chat and text completions have in common."""
 
@@ -47,11 +54,11 @@ class SamplingFields(Body):
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     seed: int | None = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_first_wrong)] = None
     max_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -61,9 +68,9 @@ class SamplingFields(Body):
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
-    repetition_penalty: float | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -71,7 +78,7 @@ class SamplingFields(Body):
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Many[str] | None = None
     guided_grammar: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
@@ -117,6 +124,19 @@ class SamplingFields(Body):
         if guided:
             return StructuredOutputsParams(**guided)
         return None if self.structured_outputs is None else self.structured_outputs.params()
+
+
+def only_form(
+    given: StructuredOutputsParams | None, wanted: StructuredOutputsParams | None, field: str
+) -> StructuredOutputsParams | None:
+    """The form that was asked for, by `field` (which says `wanted`) or by others.
+
+    Raises:
+        RequestError: it was asked for by both.
+    """
+    if given is not None and wanted is not None:
+        raise RequestError(f"{field}: only one form can be asked for; leave the others out")
+    return given or wanted
 
 
 _AS_THEY_ARE = (

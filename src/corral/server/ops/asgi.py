@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import unquote
 
-from corral.server.errors import SHAPES, ApiError
-from corral.server.ops.record import Scope, exchange_of
+from starlette.types import Message, Receive, Scope, Send
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from corral.server.errors import SHAPES, ApiError
+from corral.server.ops.record import exchange_of
 
 _SLASHES = re.compile(r"/{2,}")
 _DISCARDED, _DISCARD_SECONDS = 2**26, 2.0  # of a body that nobody wants, read so that the answer gets through
@@ -82,6 +77,20 @@ def has_body(scope: Scope) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
         for name, value in scope["headers"]
     )
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Gives a body, and then what else the connection has to say."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
 
 
 async def _discard(scope: Scope, receive: Receive) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from corral.server.adapters import ADMIN_PATHS
 from corral.server.errors import ApiError
-from corral.server.ops.asgi import App, Receive, Send, local_path, plain_path, refuse
+from corral.server.ops.asgi import local_path, plain_path, refuse
 from corral.server.ops.keys import KeyRing
-from corral.server.ops.record import Scope, exchange_of
+from corral.server.ops.record import exchange_of
 
 OPEN = frozenset({"/health", "/ready", "/ping"})
-ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 METRICS = "/metrics"
 
 IsPage = Callable[[str, str], bool]
@@ -36,7 +38,7 @@ class Paths:
 
     open: Collection[str] = OPEN
     is_page: IsPage = no_page
-    admin: Collection[str] = ADMIN
+    admin: Collection[str] = ADMIN_PATHS
     metrics_open: bool = False
 
     def is_open(self, method: str, path: str) -> bool:
@@ -59,7 +61,7 @@ class Authentication:
     Without any API key, the ordinary routes are open to all. The admin's routes never are.
     """
 
-    def __init__(self, app: App, keys: KeyRing, paths: Paths) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, paths: Paths) -> None:
         self._app, self._keys, self._paths = app, keys, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

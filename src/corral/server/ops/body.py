@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from corral.server.errors import ApiError
-from corral.server.ops.asgi import App, Message, Receive, Send, has_body, header, refuse
+from corral.server.ops.asgi import has_body, header, refuse, replay
 from corral.server.ops.json_shape import problem_of
-from corral.server.ops.record import Scope
 from corral.server.settings import ServerSettings
 
 _SCAN_IN_THREAD = 2**16  # bytes; a scan of more may take milliseconds
@@ -16,7 +17,7 @@ _SCAN_IN_THREAD = 2**16  # bytes; a scan of more may take milliseconds
 class BodyLimits:
     """Reads a body whole, within bounds, and hands it on in one piece."""
 
-    def __init__(self, app: App, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,10 +32,10 @@ class BodyLimits:
         problem = await self._problem(body)
         if problem is not None:
             error = ApiError(400, problem, code="json_shape")
-            await refuse(scope, _replay(b"", receive), send, error, "json_shape")
+            await refuse(scope, replay(b"", receive), send, error, "json_shape")
             return
         if body is not None:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None where the client has gone before its end."""
@@ -57,7 +58,7 @@ class BodyLimits:
                     num_bytes += len(pieces[-1])
                     is_last = not message.get("more_body", False)
                     if num_bytes > most:
-                        raise self._too_large(_replay(b"", receive) if is_last else receive)
+                        raise self._too_large(replay(b"", receive) if is_last else receive)
                     if is_last:
                         return b"".join(pieces)
         except TimeoutError:
@@ -84,17 +85,3 @@ class _Refused(Exception):
     def __init__(self, status: int, message: str, reason: str, rest: Receive | None) -> None:
         super().__init__(message)
         self.error, self.reason, self.rest = ApiError(status, message, code=reason), reason, rest
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives the body, and then what else the connection has to say."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

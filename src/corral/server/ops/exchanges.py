@@ -7,18 +7,19 @@ import math
 import re
 from uuid import uuid4
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from corral.server.errors import ApiError
-from corral.server.ops.asgi import App, Message, Receive, Send, header, local_path, refuse
-from corral.server.ops.auth import OPEN
+from corral.server.ops.asgi import header, local_path, refuse
+from corral.server.ops.auth import METRICS, OPEN
 from corral.server.ops.operations import Operations
-from corral.server.ops.record import Exchange, Scope, put_exchange, route_of
+from corral.server.ops.record import Exchange, put_exchange, route_of
 
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-QUIET = frozenset(
-    (*OPEN, "/metrics")
-)  # asked every few seconds by machines: no line in the log where all is well
+# Asked every few seconds by machines: no line in the log where all is well.
+_PROBES = frozenset((*OPEN, METRICS))
 
 
 class Exchanges:
@@ -27,7 +28,7 @@ class Exchanges:
     An id that the client sends as `x-request-id` is kept where it has the form of one.
     """
 
-    def __init__(self, app: App, operations: Operations) -> None:
+    def __init__(self, app: ASGIApp, operations: Operations) -> None:
         self._app, self._operations = app, operations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +38,7 @@ class Exchanges:
         operations = self._operations
         exchange = _begin(scope)
         put_exchange(scope, exchange)
-        quiet = local_path(scope) in QUIET
+        quiet = local_path(scope) in _PROBES
         operations.begin_exchange(exchange, scope, quiet=quiet)
         started = _Started(operations, exchange, send)
         try:

@@ -70,7 +70,7 @@ def read_key_file(path: Path, *, prefix: str = "key") -> list[ApiKey]:
         ConfigError: the file cannot be read, has no key, or a line of it is none; no key is shown.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ConfigError(f"the key file {path} is no text in UTF-8") from None
     except OSError as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from starlette.types import Scope
+
 from corral.engine.request import Request
 from corral.llm import LLM
 from corral.server.ops.engine_metrics import EngineCollector
 from corral.server.ops.metrics import Metrics
 from corral.server.ops.pace import Pace
-from corral.server.ops.record import Exchange, Scope, exchange_of
+from corral.server.ops.record import Exchange, exchange_of
 from corral.server.ops.request_log import RequestLog
 from corral.server.ops.tracing import Tracing
 from corral.server.ops.watching import Watcher

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from corral.llm import LLM
-from corral.server.ops.asgi import App
 from corral.server.ops.operations import Operations
 from corral.server.ops.protocol import bounded_protocol
 from corral.server.settings import ServerSettings
@@ -56,7 +56,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         service: Served,
         operations: Operations,
         bound: socket.socket,
@@ -140,7 +140,7 @@ class ServerProcess:
         return not (self._operations.working or self._service.num_running)
 
 
-def uvicorn_config(app: App, settings: ServerSettings) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     """How uvicorn runs an application; the socket is already bound."""
     return uvicorn.Config(
         app,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from asyncio import TimerHandle, Transport
-from typing import Any
+from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from corral.server.errors import ApiError, openai_body
 from corral.server.settings import ServerSettings
+from corral.server.wire import dumps
 
-_PHRASES = {
-    408: "Request Timeout",
-    414: "URI Too Long",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
 _LONGEST_URL = 8192
 
 
@@ -34,16 +29,15 @@ class BoundedProtocol(HttpToolsProtocol):
     bounds: ServerSettings
     _in_head = True
     _head_bytes = 0
-    _refusal: tuple[int, str] | None = None
+    _refusal: ApiError | None = None
     _patience: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         most = self.bounds.max_connections
         if len(self.connections) > most:
-            self._answer(
-                503, f"{most} connections are open, the most that this server takes", "retry-after: 1\r\n"
-            )
+            sentence = f"{most} connections are open, the most that this server takes"
+            self._answer(ApiError(503, sentence, retry_after=1))
             return
         self._wait()
 
@@ -58,7 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > self.bounds.max_header_bytes + _LONGEST_URL:
-                self._answer(431, self._too_long())
+                self._answer(self._too_long())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -69,16 +63,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > _LONGEST_URL:
-            self._refuse(414, f"the address is longer than {_LONGEST_URL} bytes")
+            self._refuse(ApiError(414, f"the address is longer than {_LONGEST_URL} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # what comes behind the body is counted, and dropped
             super().on_header(name, value)
         self._head_bytes += len(name) + len(value)
         if len(self.headers) > self.bounds.max_headers:
-            self._refuse(431, f"the request has more than {self.bounds.max_headers} headers")
+            self._refuse(ApiError(431, f"the request has more than {self.bounds.max_headers} headers"))
         if self._head_bytes > self.bounds.max_header_bytes:
-            self._refuse(431, self._too_long())
+            self._refuse(self._too_long())
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
@@ -87,15 +81,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called where the parser gives up: also when one of the bounds made it."""
-        status, sentence = self._refusal or (400, "this is no valid HTTP request")
-        self._answer(status, sentence)
+        self._answer(self._refusal or ApiError(400, "this is no valid HTTP request"))
 
-    def _refuse(self, status: int, sentence: str) -> None:
-        self._refusal = status, sentence
-        raise ValueError(sentence)  # which the parser passes on as an error of its own
+    def _refuse(self, error: ApiError) -> None:
+        self._refusal = error
+        raise error  # which the parser passes on as an error of its own
 
-    def _too_long(self) -> str:
-        return f"the headers are longer than {self.bounds.max_header_bytes} bytes together"
+    def _too_long(self) -> ApiError:
+        most = self.bounds.max_header_bytes
+        return ApiError(431, f"the headers are longer than {most} bytes together")
 
     def _wait(self) -> None:
         self._patience = self.loop.call_later(self.bounds.header_timeout, self._late)
@@ -108,19 +102,23 @@ class BoundedProtocol(HttpToolsProtocol):
     def _late(self) -> None:
         self._patience = None
         if not self.transport.is_closing():
-            self._answer(408, f"the request's head did not arrive within {self.bounds.header_timeout:g} s")
+            seconds = self.bounds.header_timeout
+            self._answer(ApiError(408, f"the request's head did not arrive within {seconds:g} s"))
 
-    def _answer(self, status: int, sentence: str, more: str = "") -> None:
+    def _answer(self, error: ApiError) -> None:
         """Answers without any request, and closes."""
         self._wait_no_more()
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()  # in the middle of an answer there is no place for another
             return
-        kind = "invalid_request_error" if status < 500 else "overloaded_error"
-        error: dict[str, Any] = {"message": sentence, "type": kind, "param": None, "code": None}
-        body = json.dumps({"error": error}).encode()
-        phrase = _PHRASES.get(status, "Bad Request")
-        head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n{more}"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
+        body = dumps(openai_body(error)).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            **error.headers,
+        }
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         self.transport.close()

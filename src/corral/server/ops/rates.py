@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from corral.server.errors import ApiError
-from corral.server.ops.asgi import App, Receive, Send, local_path, refuse
+from corral.server.ops.asgi import local_path, refuse
 from corral.server.ops.auth import IsPage, no_page
-from corral.server.ops.record import Exchange, Scope, exchange_of
+from corral.server.ops.record import Exchange, exchange_of
 
 _MOST_CLIENTS = 10_000  # remembered; those that have been still for longest are forgotten first
 
@@ -32,7 +34,7 @@ class RateLimits:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         *,
         requests_per_minute: int | None = None,
         max_concurrent: int | None = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, Protocol
 
-from corral.server.errors import ApiError
-from corral.server.ops.asgi import App, Receive, Send, local_path, refuse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from corral.server.errors import draining, loading
+from corral.server.ops.asgi import local_path, refuse
 from corral.server.ops.auth import IsPage, no_page
-from corral.server.ops.record import Scope
 
 
 class Stateful(Protocol):
@@ -22,7 +23,7 @@ class Readiness:
     """Answers 503 unless the service is ready; the paths `always` and the page answer in every state."""
 
     def __init__(
-        self, app: App, service: Stateful, always: Collection[str], is_page: IsPage = no_page
+        self, app: ASGIApp, service: Stateful, always: Collection[str], is_page: IsPage = no_page
     ) -> None:
         self._app, self._service, self._is_page = app, service, is_page
         self._always = frozenset(always)
@@ -31,13 +32,9 @@ class Readiness:
         state = self._service.state
         if scope["type"] != "http" or state == "ready" or self._answers(scope):
             await self._app(scope, receive, send)
-        elif state == "loading":
-            error = ApiError(503, "the model is being loaded; try again soon", code="loading", retry_after=2)
-            await refuse(scope, receive, send, error, "loading")
         else:
-            message = "the server is shutting down; ask another one"
-            error = ApiError(503, message, code="draining", retry_after=5)
-            await refuse(scope, receive, send, error, "draining")
+            error = loading() if state == "loading" else draining()
+            await refuse(scope, receive, send, error, state)
 
     def _answers(self, scope: Scope) -> bool:
         path = local_path(scope)

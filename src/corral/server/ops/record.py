@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Scope = MutableMapping[str, Any]
+from starlette.types import Scope
+
 _KEY = "corral.exchange"
 
 
@@ -22,7 +22,7 @@ class Exchange:
         client: the address that it came from.
         headers: that its answer will carry.
         status: of the answer; 0 before it has begun.
-        refused: why the server turned it away before any route saw it.
+        refused: why the server turned it away, in a word for the metrics.
         outputs, prompt_tokens, cached_tokens, completion_tokens, queued, first_token, finish_reasons, model:
             of what the engine ran for it, all requests together; `first_token` counts from `began`.
         left: the client went before the end.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from corral.server.ops.asgi import App, Receive, Send, header, local_path
+from corral.server.ops.asgi import header, local_path
 from corral.server.ops.auth import METRICS, OPEN, Authentication, IsPage, Paths, no_page
 from corral.server.ops.body import BodyLimits
 from corral.server.ops.exchanges import Exchanges
@@ -14,7 +15,6 @@ from corral.server.ops.keys import KeyRing
 from corral.server.ops.operations import Operations
 from corral.server.ops.rates import RateLimits
 from corral.server.ops.readiness import Readiness, Stateful
-from corral.server.ops.record import Scope
 
 _EXPOSED = (
     "x-request-id",
@@ -26,13 +26,13 @@ _EXPOSED = (
 
 
 def wrap(
-    app: App,
+    app: ASGIApp,
     operations: Operations,
     service: Stateful,
     *,
     open_paths: Collection[str] = (),
     is_page: IsPage = no_page,
-) -> App:
+) -> ASGIApp:
     """An application behind all the server's pieces; the first to see a request is put on last.
 
     A request gets its id; a web page's preflight is answered; the key is looked at, then the state of the
@@ -70,7 +70,7 @@ class MetricsRoute:
 
     path = METRICS
 
-    def __init__(self, app: App, operations: Operations) -> None:
+    def __init__(self, app: ASGIApp, operations: Operations) -> None:
         self._app, self._metrics = app, operations.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

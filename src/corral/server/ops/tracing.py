@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from starlette.types import Scope
+
 from corral.errors import ConfigError
-from corral.server.ops.record import Exchange, Scope
+from corral.server.ops.record import Exchange
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -37,9 +39,7 @@ class Tracing:
             ConfigError: the packages are not installed.
         """
         if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-            raise ConfigError(
-                "otlp_endpoint needs OpenTelemetry; install it with: pip install 'corral[otel]'"
-            )
+            raise ConfigError(f"otlp_endpoint needs OpenTelemetry; {_INSTALL}")
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ImportError:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 
-from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from corral.server.ops.asgi import local_path
 
 _READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(?:static|assets|svelte)/[\w./@+-]+"
@@ -56,7 +57,7 @@ class PageMount(Mount):
         super().__init__("/", app=_with_policy(app), name="chat page")
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http" or not is_page_path(scope["method"], get_route_path(scope)):
+        if scope["type"] != "http" or not is_page_path(scope["method"], local_path(scope)):
             return Match.NONE, {}
         return super().matches(scope)
 

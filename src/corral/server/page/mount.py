@@ -13,7 +13,7 @@ from corral.errors import ConfigError
 from corral.server.page.guard import PageMount
 
 
-def mount_page(app: FastAPI, *, api: ASGIApp | None = None, title: str = "Corral") -> None:
+def mount_page(app: FastAPI, *, api: ASGIApp) -> None:
     """Serve the chat page at `/`.
 
     The page's own routes, which `corral.server.page.guard.is_page_path` tells from others, need no key and
@@ -21,20 +21,18 @@ def mount_page(app: FastAPI, *, api: ASGIApp | None = None, title: str = "Corral
 
     Args:
         app: the server's application.
-        api: what answers the page's requests, if not `app`: such as `app` with the pieces around it.
-        title: the title of the browser's tab.
+        api: what answers the page's requests: `app` with the pieces around it.
 
     Raises:
         ConfigError: Gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("the chat page needs Gradio, which is not installed: pip install 'corral[ui]'")
-    answers = api if api is not None else app
 
     def build() -> FastAPI:
         from corral.server.page.build import build_app
 
-        return build_app(answers, title)
+        return build_app(api, "Corral")
 
     app.router.routes.append(PageMount(_OnFirstUse(build)))
 

@@ -12,7 +12,7 @@ from corral.engine.request import Request
 from corral.engine.sampling.params import SamplingParams, StructuredOutputsParams
 from corral.errors import RequestError
 from corral.llm import LLM
-from corral.server.wire import Body
+from corral.server.wire import Body, Many, RepetitionPenalty
 
 MAX_NEW_TOKENS = 100  # where the client does not say
 
@@ -58,10 +58,10 @@ class GenerateParameters(Body):
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     grammar: Grammar | None = None
     max_new_tokens: Annotated[int | None, Field(ge=1, description=f"{MAX_NEW_TOKENS} if not given.")] = None
-    repetition_penalty: Annotated[float | None, Field(gt=0)] = None
+    repetition_penalty: RepetitionPenalty | None = None
     return_full_text: bool | None = None
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: Many[str] | None = None
     temperature: Annotated[float | None, Field(gt=0)] = None
     top_k: Annotated[int | None, Field(gt=0)] = None
     top_n_tokens: Annotated[int | None, Field(ge=0, le=20)] = None

@@ -24,46 +24,46 @@ from corral.server.tgi.details import (
     top_body,
     total_logprob,
 )
-from corral.server.wire import dumps, json_response
+from corral.server.wire import JsonRoute, dumps, json_response
 from corral.text.detokenizer import IncrementalDetokenizer
 from corral.text.tool_calls import TextPiece
 
 
 def generate_router(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["TGI"])
+    router = APIRouter(tags=["TGI"], route_class=JsonRoute)
 
-    async def begin(body: GenerateBody, request: HttpRequest, *, streams: bool) -> _Sheet:
+    async def begin(body: GenerateBody, request: HttpRequest, *, streams: bool) -> _Writer:
         llm, timeout = service.llm, service.timeout(request.headers)
         model = body.given.adapter_id
         adapter = service.adapter(model)
         running = await service.submit(
             request.scope, model, lambda: body.request(llm, adapter, timeout, streams=streams)
         )
-        return _Sheet(llm, body, Answer(running))
+        return _Writer(llm, body, Answer(running))
 
     @router.post("/generate", summary="Go on from a text")
     async def generate(body: GenerateBody, request: HttpRequest) -> Response:
-        sheet = await begin(body, request, streams=False)
-        return json_response(await unless_gone(request, sheet.whole()))
+        writer = await begin(body, request, streams=False)
+        return json_response(await unless_gone(request, writer.whole()))
 
     @router.post("/generate_stream", summary="Go on from a text, token by token", responses=MAY_STREAM)
     async def generate_stream(body: GenerateBody, request: HttpRequest) -> Response:
-        sheet = await begin(body, request, streams=True)
-        return EventStream(sheet.stream(), sheet.answer.leave)
+        writer = await begin(body, request, streams=True)
+        return EventStream(writer.stream(), writer.answer.leave)
 
     @router.post("/", summary="Go on from a text, token by token where stream is set", responses=MAY_STREAM)
     async def compat_generate(body: CompatGenerateBody, request: HttpRequest) -> Response:
-        sheet = await begin(body, request, streams=bool(body.stream))
+        writer = await begin(body, request, streams=bool(body.stream))
         if body.stream:
-            return EventStream(sheet.stream(), sheet.answer.leave)
-        return json_response([await unless_gone(request, sheet.whole())])
+            return EventStream(writer.stream(), writer.answer.leave)
+        return json_response([await unless_gone(request, writer.whole())])
 
     return router
 
 
-class _Sheet:
-    """One answer, as it is written down."""
+class _Writer:
+    """Writes one answer, in one piece or as a stream."""
 
     def __init__(self, llm: LLM, body: GenerateBody, answer: Answer) -> None:
         self.answer = answer

@@ -147,13 +147,13 @@ class CallParser:
 
     def _as_text(self, attempt: Attempt) -> Steps[None]:
         """What turned out to be no call: code, or text to the end of its code fence or JSON value."""
-        reader, pieces, reached = self._reader, self._pieces, self._reader.at
+        reader, pieces = self._reader, self._pieces
         if attempt.code_at is not None:
             reader.at = attempt.code_at
             yield from self._grammars.code()
         elif attempt.fenced:
-            reader.at = attempt.start
-            yield from self._fence(reached - attempt.start)
+            pieces.text(reader.since(attempt.start))
+            yield from self._fence()
         elif attempt.value_at is not None:
             reader.at = attempt.value_at
             pieces.text(reader.since(attempt.start))
@@ -161,10 +161,8 @@ class CallParser:
         else:
             pieces.text(reader.since(attempt.start))
 
-    def _fence(self, known: int) -> Steps[None]:
-        """Text up to a fence that closes, behind what is known to be inside."""
-        self._reader.at += known
-        self._pieces.text(self._reader.since(self._reader.at - known))
+    def _fence(self) -> Steps[None]:
+        """Text up to the fence that closes the one that has been read."""
         run = 0
         while run < len(FENCE) and (character := (yield from self._reader.next())):
             run = run + 1 if character == FENCE[0] else 0
