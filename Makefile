@@ -88,11 +88,11 @@ $(VENV)/bin/ninja: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet cmake ninja
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[ui]"
+	$(BIN)/python -m pip install --quiet --editable ".[ui,tune]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml tests/oracles.txt
-	$(BIN)/python -m pip install --quiet --editable ".[dev,ui,otel]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,ui,tune,otel]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/oracles.txt
 	@touch $@ $(VENV)/installed
 

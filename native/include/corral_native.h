@@ -78,6 +78,91 @@ CORRAL_API int32_t corral_find_best(const corral_kernels* kernels, corral_pool* 
 CORRAL_API int32_t corral_exp_sums(const corral_kernels* kernels, corral_pool* pool, const float* logits, int64_t rows,
                                    int64_t columns, const float* best, const float* factors, float* sums);
 
+/* Training: forward and backward passes over tensors of float or bfloat16, which lie in one piece unless a stride is given.
+ * Sums are in float. Each returns CORRAL_DONE or why not, and waits for its turn with the pool. */
+enum { CORRAL_F32 = 0, CORRAL_BF16 = 1 };
+
+/* out[rows, columns] = left[rows, steps] right[steps, columns] (+ out). A factor that is turned lies in memory the other way:
+ * left as [steps, rows], right as [columns, steps]. Strides count elements from one line in memory to the next. */
+typedef struct {
+    int32_t type, left_turned, right_turned, add;
+    int64_t rows, columns, steps;
+    const void *left, *right;
+    void* out;
+    int64_t left_stride, right_stride, out_stride;
+} corral_product;
+CORRAL_API int32_t corral_multiply(const corral_kernels* kernels, corral_pool* pool, const corral_product* call);
+
+/* Attention over documents side by side, causal in each: document i has the rows bounds[i] .. bounds[i + 1] - 1. Queries and what
+ * is as large are [rows, q_heads, head_dim], keys and values [rows, kv_heads, head_dim]. lse [rows, q_heads] takes the logarithms
+ * of the sums of exponentials; the backward pass reads it and `out`. */
+typedef struct {
+    int32_t type, q_heads, kv_heads, head_dim;
+    float scale;
+    int64_t documents;
+    const int64_t* bounds;
+    const void *q, *k, *v;
+    void* out;
+    float* lse;
+    const void* out_grad;
+    void *q_grad, *k_grad, *v_grad;
+} corral_packed_attention;
+CORRAL_API int32_t corral_attend_packed(const corral_kernels* kernels, corral_pool* pool, const corral_packed_attention* call);
+CORRAL_API int32_t corral_attend_packed_backward(const corral_kernels* kernels, corral_pool* pool,
+                                                 const corral_packed_attention* call);
+
+/* out = weight * (x * scale), scale = 1 / sqrt(mean(x^2) + eps) of each row, kept in `scales`;
+ * weight_grad [columns] is null if it is not wanted. */
+typedef struct {
+    int32_t type;
+    float eps;
+    int64_t rows, columns;
+    const void *x, *weight;
+    void* out;
+    float* scales;
+    const void* out_grad;
+    void *x_grad, *weight_grad;
+} corral_norm;
+CORRAL_API int32_t corral_norm_rows(const corral_kernels* kernels, corral_pool* pool, const corral_norm* call);
+CORRAL_API int32_t corral_norm_rows_backward(const corral_kernels* kernels, corral_pool* pool, const corral_norm* call);
+
+/* out = silu(gate) * up, of `count` elements. */
+typedef struct {
+    int32_t type;
+    int64_t count;
+    const void *gate, *up;
+    void* out;
+    const void* out_grad;
+    void *gate_grad, *up_grad;
+} corral_gate;
+CORRAL_API int32_t corral_gate_elements(const corral_kernels* kernels, corral_pool* pool, const corral_gate* call);
+CORRAL_API int32_t corral_gate_elements_backward(const corral_kernels* kernels, corral_pool* pool, const corral_gate* call);
+
+/* Heads x [rows, heads, head_dim] rotated by cos and sin [rows, head_dim / 2], or back: which is the backward pass. */
+typedef struct {
+    int32_t type, heads, head_dim, back;
+    int64_t rows;
+    const void* x;
+    const float *cos, *sin;
+    void* out;
+} corral_rotation;
+CORRAL_API int32_t corral_rotate_heads(const corral_kernels* kernels, corral_pool* pool, const corral_rotation* call);
+
+/* Of logits [rows, columns] the logarithm of each target's probability, the logarithm of the sum of exponentials
+ * (`normalizers`), and whether the target is the first of the largest. With `coefficients`, each row of logits becomes
+ * coefficient * (softmax - one at the target), there and in `corral_logits_gradient`, which reads the normalizers. */
+typedef struct {
+    int32_t type;
+    int64_t rows, columns;
+    void* logits;
+    const int64_t* targets;
+    float *logprobs, *normalizers;
+    uint8_t* correct;
+    const float* coefficients;
+} corral_token_loss;
+CORRAL_API int32_t corral_token_logprobs(const corral_kernels* kernels, corral_pool* pool, const corral_token_loss* call);
+CORRAL_API int32_t corral_logits_gradient(const corral_kernels* kernels, corral_pool* pool, const corral_token_loss* call);
+
 #ifdef __cplusplus
 }
 #endif

@@ -70,6 +70,8 @@ struct AttentionParts {
     const AttentionParts* next;    // what this thread does then, or null: its first keys are asked for
 };
 
+struct TrainKernels;  // train/train.h
+
 struct Kernels {
     const char* name;
 
@@ -107,6 +109,7 @@ struct Kernels {
     double (*exp_sum)(const float* x, int64_t count, float best, float factor);
 
     bool reads_pairs;        // caches may be CacheType::bf16_pairs
+    const TrainKernels* train;
 };
 
 }  // namespace corral

@@ -1,4 +1,5 @@
-"""A Hub on the loopback: a real HTTP server that speaks the part of the Hub's interface used to fetch models.
+"""A Hub on the loopback: a real HTTP server that speaks the part of the Hub's interface used to fetch models
+and data sets.
 
 It answers what `huggingface_hub` asks: model info (with `blobs=true`), the file tree, and `resolve/` with
 HEAD, GET and byte ranges. As on the real Hub, small files are served at once, while large ones (git LFS) are
@@ -19,10 +20,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-_LFS_SUFFIXES = (".safetensors", ".gguf", ".pth", ".bin")
-_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
-_TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
-_FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_LFS_SUFFIXES = (".safetensors", ".gguf", ".pth", ".bin", ".parquet")
+_API = re.compile(r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+_TREE = re.compile(r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
+_FILE = re.compile(r"/(?:datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _BLOB = re.compile(r"/blob/(?P<sha>[0-9a-f]{64})")
 
 

@@ -28,6 +28,7 @@ VERBS = (
     "plan",
     "bench",
     "quantize",
+    "merge",
     "cache",
     "perplexity",
     "compare",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def test_an_evaluation_gives_the_loss_and_no_gradient() -> None:
     model = random_model(SMALL).requires_grad_(True)
     kept = Gradients(model)
     loop = Loop(Network(model), SFT(), list(model.parameters()), kept)
-    measures = loop.evaluate([items[:3], items[3:]])
+    feed = Feed(items, [len(item) for item in items], FeedOptions(2, 1, max_length=64, shuffle=False))
+    measures = loop.evaluate(islice(feed.steps(), feed.steps_per_epoch))
     (step,), _ = run(items, 7, 1)
     assert measures.loss == pytest.approx(step.loss, rel=1e-5)
     assert all(parameter.grad is None for parameter in model.parameters())

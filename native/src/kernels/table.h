@@ -3,6 +3,7 @@
 // No #pragma once and no templates of the standard library here or in what is included: a function that two isa_*.cpp share
 // by name would be merged by the linker, and one instruction set would run the other's code.
 #include "../kernels.h"
+#include "../train/table.h"
 #include "attention.h"
 #include "elementwise.h"
 #include "matmul.h"
@@ -30,6 +31,7 @@ constexpr Kernels table(const char* name) {
         find_from,
         exp_sum,
         kReadsPairs,
+        &kTrain,
     };
 }
 

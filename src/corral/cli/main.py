@@ -20,11 +20,13 @@ from corral.cli.compare import compare
 from corral.cli.export import export
 from corral.cli.generate import generate
 from corral.cli.info import info
+from corral.cli.merge import merge
 from corral.cli.perplexity import perplexity
 from corral.cli.plan import plan
 from corral.cli.pull import pull
 from corral.cli.quantize import quantize
 from corral.cli.serve import serve
+from corral.cli.tune import tune
 from corral.errors import CorralError
 
 FAILED, INTERRUPTED = 1, 130
@@ -38,8 +40,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (chat, serve, generate, pull, info, export, plan, bench, quantize, perplexity, compare):
+for verb in (chat, serve, generate, pull, info, export, plan, bench, quantize, merge, perplexity, compare):
     app.command()(verb)
+app.add_typer(tune, name="tune")
 app.add_typer(cache, name="cache")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ from corral.evals.errors import EvalError
 if TYPE_CHECKING:
     import pyarrow
 
-    _Batches = Callable[[str], Iterator[pyarrow.RecordBatch]]
+    _Batches = Callable[[Sequence[str]], Iterator[pyarrow.RecordBatch]]
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
+_BATCH = 4096  # rows of a Parquet file that exist as Python objects at once
 
 
 def is_table(source: Path) -> bool:
@@ -44,22 +45,72 @@ def table_column(source: Path, names: Sequence[str]) -> tuple[str, Iterator[Any]
     if name is None:
         wanted, found = " or ".join(map(repr, names)), ", ".join(schema.names) or "none"
         raise EvalError(f"{source} has no column {wanted}; its columns are: {found}")
-    return name, _values(source, name, batches_of(name))
+    return name, (row[name] for row in _rows(source, [name], batches_of([name])))
 
 
-def _values(source: Path, name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Any]:
+def table_rows(source: Path, wanted: Collection[str]) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """The names of all columns of a table, and its rows with those of some columns that it has.
+
+    A table gives all objects of a column the same keys: those without a value are left out. Values that are
+    stored as JSON, as `datasets` does with objects of many kinds, are what that says.
+
+    Raises:
+        EvalError: as `table_column`, but for missing columns.
+    """
+    open_table = _parquet if source.suffix.lower() == ".parquet" else _dataset
+    with _Reading(source):
+        schema, batches_of = open_table(source)
+    names = [name for name in schema.names if name in wanted]
+    return list(schema.names), _plain_rows(source, schema, _rows(source, names, batches_of(names)))
+
+
+def _plain_rows(
+    source: Path, schema: pyarrow.Schema, rows: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    plain = {field.name: _reader(field.type) for field in schema}
+    for row in rows:
+        with _Reading(source):
+            full = {name: plain[name](value) for name, value in row.items()}
+        yield full
+
+
+def _reader(kind: pyarrow.DataType) -> Callable[[Any], Any]:
+    """What makes a value of some type plain data."""
+    import pyarrow
+    from pyarrow import types
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        is_json = getattr(kind, "extension_name", "") == "arrow.json"
+        return _from_json if is_json else _reader(kind.storage_type)
+    if types.is_struct(kind):
+        inner = {field.name: _reader(field.type) for field in kind}
+        return lambda value: value and {k: inner[k](v) for k, v in value.items() if v is not None}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _reader(kind.value_type)
+        return lambda values: values and [item(value) for value in values]
+    return lambda value: value
+
+
+def _from_json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _rows(
+    source: Path, names: Sequence[str], batches: Iterator[pyarrow.RecordBatch]
+) -> Iterator[dict[str, Any]]:
     with _Reading(source):
         for batch in batches:
-            if batch.schema.get_field_index(name) < 0:
-                raise EvalError(f"{source} holds files with other columns: one has no {name!r}")
-            yield from batch.column(name).to_pylist()
+            for name in names:
+                if batch.schema.get_field_index(name) < 0:
+                    raise EvalError(f"{source} holds files with other columns: one has no {name!r}")
+            yield from batch.select(list(names)).to_pylist()
 
 
 def _parquet(source: Path) -> tuple[pyarrow.Schema, _Batches]:
     from pyarrow.parquet import ParquetFile
 
     file = ParquetFile(source)
-    return file.schema_arrow, lambda name: file.iter_batches(columns=[name])
+    return file.schema_arrow, lambda names: file.iter_batches(columns=list(names), batch_size=_BATCH)
 
 
 def _dataset(folder: Path) -> tuple[pyarrow.Schema, _Batches]:

@@ -19,6 +19,20 @@ logger = logging.getLogger(__name__)
 ABI_VERSION = 2
 FILE_NAME = "libcorral_native.dylib" if sys.platform == "darwin" else "libcorral_native.so"
 
+TRAINING_CALLS = (
+    "multiply",
+    "attend_packed",
+    "attend_packed_backward",
+    "norm_rows",
+    "norm_rows_backward",
+    "gate_elements",
+    "gate_elements_backward",
+    "rotate_heads",
+    "token_logprobs",
+    "logits_gradient",
+)
+"""What `corral.kernels.training` calls."""
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "corral_isas": (c_char_p, ()),
     "corral_pick": (c_void_p, (c_char_p, POINTER(c_char_p))),
@@ -37,6 +51,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int32,
         (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
     ),
+    **{f"corral_{name}": (c_int32, (c_void_p, c_void_p, c_void_p)) for name in TRAINING_CALLS},
 }
 _DONE, _CLOSED = 0, 1
 
@@ -108,6 +123,10 @@ class Library:
             self._kernels, pool.handle, logits, rows, columns, best, factors, sums
         )
         _check(status)
+
+    def train(self, pool: Pool, name: str, call: ctypes.Structure) -> None:
+        """Carries out one of `TRAINING_CALLS`, with its structure of corral_native.h."""
+        _check(getattr(self._c, f"corral_{name}")(self._kernels, pool.handle, byref(call)))
 
     def open_pool(self, threads: int) -> int:
         """The handle of a new pool, for `Pool`."""

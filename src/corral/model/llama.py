@@ -20,11 +20,20 @@ from corral.model.project import Project, plain
 from corral.model.rope import inverse_frequencies, rotate, rotation
 
 
+def mm(left: Tensor, right: Tensor, out: Tensor | None = None, *, add: bool = False) -> Tensor:
+    """left [M, S] times right [S, N], written, or added, to `out` [M, N] if there is one; no autograd."""
+    if out is None:
+        return torch.mm(left, right)
+    return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
+
+
 class Linear(nn.Linear):
     """A linear layer that leaves out its random start where there is no memory to fill.
 
     On the meta device that start would import a second of torch, for nothing.
     """
+
+    mm = staticmethod(mm)  # for those who multiply by the weight themselves
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -56,6 +65,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention: each of K key-value heads serves H / K query heads."""
 
+    rotate = staticmethod(rotate)  # faster kernels may take its place, from outside
+
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -73,12 +84,19 @@ class Attention(nn.Module):
         q = torch.unflatten(project(self.q_proj, x), -1, heads)  # [T, H, E]
         k = torch.unflatten(project(self.k_proj, x), -1, heads)  # [T, K, E]
         v = torch.unflatten(project(self.v_proj, x), -1, heads)  # [T, K, E]
-        mixed = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)  # [T, H, E]
+        mixed = attend(self.layer, self.rotate(q, cos, sin), self.rotate(k, cos, sin), v)  # [T, H, E]
         return project(self.o_proj, mixed.flatten(1))  # [T, D]
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """What the gate lets through."""
+    return F.silu(gate) * up
 
 
 class MLP(nn.Module):
     """The gated feed-forward network (SwiGLU; Shazeer, 2020, arXiv:2002.05202)."""
+
+    gated = staticmethod(gated)  # as for `Attention.rotate`
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -87,8 +105,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, project: Project) -> Tensor:
-        gated = F.silu(project(self.gate_proj, x)) * project(self.up_proj, x)  # [T, F]
-        return project(self.down_proj, gated)  # [T, D]
+        inner = self.gated(project(self.gate_proj, x), project(self.up_proj, x))  # [T, F]
+        return project(self.down_proj, inner)  # [T, D]
 
 
 class Layer(nn.Module):

@@ -164,7 +164,7 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2017, arXiv:1711.05101).
 
     Attributes:
-        name: "adamw", or "adamw_8bit" with its states in 8 bits (bitsandbytes, or torchao).
+        name: "adamw", or "adamw_8bit" with its moments in 8 bits (bitsandbytes), and no float32 copy.
         lr: the highest learning rate; None takes 2e-4 for adapters, 2e-5 for whole models, and a tenth of
             these for preferences.
         states: the type of the moments, and of a float32 copy of 16-bit weights where it is float32.
@@ -215,6 +215,7 @@ class ComputeConfig(Section):
             but each layer's input ("full"), or all but the results of matrix products ("selective").
         compile: `torch.compile` of the layers.
         loss_chunk: rows of logits that exist at once.
+        check_memory: whether a run that would not fit, by the arithmetic of `corral plan`, is refused.
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -223,6 +224,7 @@ class ComputeConfig(Section):
     checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     loss_chunk: Whole = 256
+    check_memory: bool = True
 
 
 class ParallelConfig(Section):
@@ -273,12 +275,12 @@ class LoggingConfig(Section):
 
     Attributes:
         every: steps between two lines.
-        to: any of "tensorboard", "wandb" and "trackio".
+        to: any of "tensorboard", "wandb" and "trackio"; None is TensorBoard, where tensorboardX is installed.
         project: for those that have projects.
     """
 
     every: Whole = 1
-    to: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    to: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     project: str = "corral"
 
 

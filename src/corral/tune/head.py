@@ -108,23 +108,24 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         logits = _Logits(hidden, weight, chunk)
-        logprobs, normalizers = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
+        logprobs = hidden.new_empty(len(targets), dtype=torch.float32)
+        normalizers = torch.empty_like(logprobs)
         for part in logits.parts:
             seen = logits.of(part, targets[part])
             logprobs[part], normalizers[part] = seen.logprobs, seen.normalizers
-        ctx.save_for_backward(hidden, weight, targets, logprobs, normalizers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
         ctx.chunk = chunk
         return logprobs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_logprobs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, logprobs, normalizers = ctx.saved_tensors
+        hidden, weight, targets, normalizers = ctx.saved_tensors
         logits = _Logits(hidden, weight, ctx.chunk)
         gradients = _Gradients(hidden, weight, ctx.needs_input_grad)
         for part in logits.parts:
-            known = targets[part], logprobs[part], normalizers[part]
-            gradients.add(part, logits.gradient_again(part, *known, of_logprobs[part]))
+            of_logits = logits.gradient_again(part, targets[part], normalizers[part], of_logprobs[part])
+            gradients.add(part, of_logits)
         return (*map(_scaled, gradients.sums, (hidden.dtype, weight.dtype)), None, None)
 
 
@@ -164,15 +165,15 @@ class _Logits:
         """The gradient [n, V], in the head's type, of the sum of negative log-probabilities of the chunk that
         was computed last: softmax less one-hot."""
         exact = self._exact[: len(targets)].mul_(seen.inverse)
-        return self._less_one(exact, targets, seen.logprobs, None)
+        return self._less(exact, targets, exact.new_ones(len(targets), 1))
 
     def gradient_again(
-        self, part: slice, targets: Tensor, logprobs: Tensor, normalizers: Tensor, of_logprobs: Tensor
+        self, part: slice, targets: Tensor, normalizers: Tensor, of_logprobs: Tensor
     ) -> Tensor:
         """The gradient [n, V] by way of log-probabilities whose own is `of_logprobs` [n]."""
         scale = -of_logprobs[:, None]
         exact = self._compute(part).sub_(normalizers[:, None]).exp_().mul_(scale)
-        return self._less_one(exact, targets, logprobs, scale)
+        return self._less(exact, targets, scale)
 
     def _compute(self, part: slice) -> Tensor:
         n = part.stop - part.start
@@ -181,10 +182,8 @@ class _Logits:
             self._exact[:n].copy_(self._logits[:n])
         return self._exact[:n]
 
-    def _less_one(self, exact: Tensor, targets: Tensor, logprobs: Tensor, scale: Tensor | None) -> Tensor:
-        """Puts p - 1 where the targets are; without cancellation, where a target is nearly certain."""
-        at_targets = torch.expm1(logprobs)[:, None]
-        exact.scatter_(1, targets[:, None], at_targets if scale is None else at_targets * scale)
+    def _less(self, exact: Tensor, targets: Tensor, at_targets: Tensor) -> Tensor:
+        exact.scatter_add_(1, targets[:, None], -at_targets)
         if self._exact is self._logits:
             return exact
         return self._logits[: len(targets)].copy_(exact)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from corral.tune.batch import Batch
 from corral.tune.errors import TuneError
-from corral.tune.examples import Item
 from corral.tune.feed import Step
 from corral.tune.network import Network
 from corral.tune.objectives.objective import Loss, Mean, Objective
@@ -107,21 +106,22 @@ class Loop:
         for batch, counts in zip(batches, step.counted, strict=True):
             loss = self._objective(self._network, batch)
             (loss.sum * ((1.0 if counts else 0.0) / weight)).backward()  # type: ignore[no-untyped-call]
-            if counts:
-                sums.add(loss, batch)
+            sums.add(loss, batch, counts=counts)
         self._ranks.sum_gradients(self._parameters)
         norm = self._optimizer.step(lr)
         self._optimizer.zero_grad()
         return sums.measures(weight, self._ranks), norm
 
-    def evaluate(self, microbatches: Iterable[Sequence[Item]]) -> Measures:
-        """The objective on this rank's microbatches and those of the others, without a change."""
+    def evaluate(self, steps: Iterable[Step]) -> Measures:
+        """The objective over steps, all as one, without a change."""
         sums, weight = Sums(), 0.0
         with torch.no_grad():
-            for items in microbatches:
-                batch = self._objective.collate(items).to(self._network.device)
-                sums.add(self._objective(self._network, batch), batch)
-                weight += self._objective.weight(batch)
+            for step in steps:
+                for items, counts in zip(step.microbatches, step.counted, strict=True):
+                    batch = self._objective.collate(items).to(self._network.device)
+                    loss = self._objective(self._network, batch)
+                    sums.add(loss, batch, counts=counts)
+                    weight += self._objective.weight(batch) if counts else 0
         (total,) = self._ranks.total([weight])
         return sums.measures(total, self._ranks)
 
@@ -138,11 +138,14 @@ class Sums:
         self._metrics: dict[str, list[Mean]] = {}
         self._tokens = 0
 
-    def add(self, loss: Loss, batch: Batch) -> None:
-        self._loss.append(loss.sum.detach())
-        self._tokens += len(batch.tokens)
+    def add(self, loss: Loss, batch: Batch, *, counts: bool = True) -> None:
+        """Takes in a microbatch; of one that does not count the names of its metrics only, which all ranks
+        have to know."""
         for name, mean in loss.metrics.items():
-            self._metrics.setdefault(name, []).append(mean)
+            self._metrics.setdefault(name, []).extend([mean] if counts else [])
+        if counts:
+            self._loss.append(loss.sum.detach())
+            self._tokens += len(batch.tokens)
 
     def measures(self, weight: float, ranks: Ranks) -> Measures:
         """Means over all ranks, each of which has the same metrics."""

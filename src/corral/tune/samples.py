@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from corral.checkpoints.report import Report
 from corral.engine.batches import run_each
 from corral.engine.build import build_engine
 from corral.engine.options import EngineOptions
@@ -16,9 +18,62 @@ from corral.text.base import render_text
 from corral.text.messages import Message
 from corral.text.rendered import Rendered, Renderer
 from corral.text.tokenizer import Tokenizer
+from corral.tune.card import Sample
+from corral.tune.config import RunConfig
+from corral.tune.inputs import Inputs
+from corral.tune.parameters.folder import save_adapter
+from corral.tune.subject import Subject
 
 _NAME = "in-training"
 _BLOCK = 16
+
+
+class Asking:
+    """The prompts of `evaluation`, asked again and again while the model changes.
+
+    Args:
+        config: the run.
+        inputs: what it started from.
+        subject: the model in training.
+        report: told of answers, or why there are none.
+    """
+
+    def __init__(self, config: RunConfig, inputs: Inputs, subject: Subject, report: Report) -> None:
+        self._config, self._inputs, self._subject, self._report = config, inputs, subject, report
+        self._answers: dict[int, list[str]] = {}
+
+    def ask(self, step: int) -> None:
+        """Asks all prompts with the weights as they are after a step."""
+        prompts = self._config.evaluation.prompts
+        if not prompts or step in self._answers:
+            return
+        if why := _why_not(self._config):
+            self._report.notice(f"evaluation.prompts are not asked: {why}.")
+            return
+        with tempfile.TemporaryDirectory() as place:
+            adapter = None
+            if self._subject.adapters is not None:
+                adapter = Path(place) / "adapter"
+                save_adapter(adapter, self._subject.adapters, self._config.model)
+            said = self._answers[step] = answers(
+                self._subject.model,
+                self._inputs.tokenizer,
+                self._inputs.renderer,
+                prompts,
+                max_tokens=self._config.evaluation.max_tokens,
+                stop_ids=self._inputs.checkpoint.config.eos_token_ids,
+                adapter=adapter,
+            )
+        for prompt, answer in zip(prompts, said, strict=True):
+            self._report.notice(f"  {prompt}\n    {answer.strip()}")
+
+    def samples(self) -> list[Sample]:
+        """The first answers, where they came before training, and the last ones."""
+        if not self._answers:
+            return []
+        prompts, last = self._config.evaluation.prompts, self._answers[max(self._answers)]
+        before = self._answers.get(0, [None] * len(prompts))
+        return [Sample(*sample) for sample in zip(prompts, before, last, strict=True)]
 
 
 def answers(
@@ -62,6 +117,17 @@ def answers(
     finally:
         model.train(training)
     return [result.outputs[0].text for result in done]
+
+
+def _why_not(config: RunConfig) -> str:
+    """What keeps the engine from running the model in training; empty where nothing does."""
+    if config.parallel.shard or config.parallel.tensor > 1:
+        return "the model is spread over processes"
+    if config.parameters.method == "dora" or config.parameters.bias != "none":
+        return "the engine runs DoRA and trained biases once `corral merge` has merged them"
+    if config.objective == "reward":
+        return "a reward model says nothing"
+    return ""
 
 
 def _rendered(

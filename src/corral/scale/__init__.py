@@ -1,0 +1,1 @@
+"""Many devices and machines: parallel plans, applied to the network from outside."""

@@ -1,0 +1,1 @@
+"""What is trained: the whole model, or adapters beside it."""
