@@ -197,6 +197,8 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     assert command(["tune", "sft", *arguments]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    mended = [p for one in settings(tmp_path, model, epochs=0.3) for p in ("--set", one)]
+    assert command(["tune", "sft", *mended]) == 0
 
 
 def test_the_settings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,9 @@ class Processes:
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         wait = timedelta(seconds=timeout)
         try:
-            store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=wait)))
+            shared, _, _ = next(iter(rendezvous("env://", rank, world, timeout=wait)))
+            # A group that was left before has other addresses there.
+            store = PrefixStore(f"group {shared.add(f'joined by {rank}', 1)}", shared)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
         except (ValueError, RuntimeError) as error:
             raise _lost(error) from error

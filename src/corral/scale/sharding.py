@@ -16,7 +16,6 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
 
 from corral.model.llama import Llama
 
@@ -47,11 +46,6 @@ def shard(model: Llama, mesh: DeviceMesh, *, offload: bool = False) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def is_sharded(model: Llama) -> bool:
-    """Whether `shard` was applied."""
-    return isinstance(model, FSDPModule)
-
-
 def let_go(model: Llama) -> None:
     """Drops whole parameters that an evaluation has left behind.
 
@@ -60,8 +54,3 @@ def let_go(model: Llama) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def is_spread(model: Llama) -> bool:
-    """Whether a process has only a part of some parameters."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -88,7 +88,8 @@ class ParametersConfig(Section):
 
     Attributes:
         method: "full", "lora" or "dora" (Liu et al., 2024, arXiv:2402.09353).
-        base: the frozen weights under an adapter: None as they are stored; "nf4" (QLoRA), "int4" or "int8".
+        base: the frozen weights under an adapter: "nf4" (QLoRA), "int4" or "int8"; None as they are stored,
+            but on a CPU unpacked, where they are quantized.
         rank, alpha, dropout: of the adapters; a layer adds alpha / rank * B A dropout(x).
         rslora: divides by the root of the rank instead (Kalajdzievski, 2023, arXiv:2312.03732).
         targets: the names of the linear layers, ends of names or regular expressions of whole names;

@@ -17,15 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from corral.kernels.training.head import CrossEntropy
+
 _BLOCK = 8192  # rows of a head whose 16-bit gradients exist at once before they are added up in float32
-
-
-class CrossEntropy(NamedTuple):
-    """`sum` of the negative log-probabilities of the targets, float32; how many were the likeliest token (or
-    one of several)."""
-
-    sum: Tensor
-    correct: Tensor
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> CrossEntropy:

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from corral.kernels.training import head as native
+from corral.kernels.training.head import CrossEntropy
+from corral.kernels.training.kernels import TrainingKernels, takes
 from corral.model.attention import Attend, PackedCausal
 from corral.model.llama import Linear, Llama
 from corral.model.project import Project, plain
 from corral.tune.batch import Batch
-from corral.tune.head import CrossEntropy, cross_entropy, token_logprobs, token_logprobs_through
+from corral.tune.head import cross_entropy, token_logprobs, token_logprobs_through
 
 LOSS_CHUNK = 256
 """Rows of logits that exist at once, as suggested."""
@@ -27,6 +30,7 @@ class Network:
         adapts_head: whether `project` adds something to the head.
         attend: makes attention over documents side by side, of their bounds.
         loss_chunk: how many rows of logits exist at once.
+        kernels: compute the head's loss, where they take it.
     """
 
     def __init__(
@@ -37,14 +41,16 @@ class Network:
         adapts_head: bool = False,
         attend: Callable[[tuple[int, ...]], Attend] = PackedCausal,
         loss_chunk: int = LOSS_CHUNK,
+        kernels: TrainingKernels | None = None,
     ) -> None:
         self.model, self._project, self._attend = model, project, attend
-        self._adapts_head, self._loss_chunk = adapts_head, loss_chunk
+        self._adapts_head, self._loss_chunk, self._kernels = adapts_head, loss_chunk, kernels
         self._in_use = project
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where it computes; weights that are sharded may lie elsewhere."""
+        return self.model.inverse_frequencies.device
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [T, D] of all tokens, normalized for the head."""
@@ -56,6 +62,8 @@ class Network:
         hidden = self.hidden(batch).index_select(0, batch.rows)
         weight = self._head_weight()
         if weight is not None:
+            if self._kernels is not None and takes(hidden, weight):
+                return native.cross_entropy(self._kernels, hidden, weight, batch.targets, self._loss_chunk)
             return cross_entropy(hidden, weight, batch.targets, self._loss_chunk)
         logprobs, correct = self._through_head(hidden, batch.targets)
         return CrossEntropy(-logprobs.sum(), correct)
@@ -65,6 +73,8 @@ class Network:
         hidden = self.hidden(batch).index_select(0, batch.rows)
         weight = self._head_weight()
         if weight is not None:
+            if self._kernels is not None and takes(hidden, weight):
+                return native.head_logprobs(self._kernels, hidden, weight, batch.targets, self._loss_chunk)
             return token_logprobs(hidden, weight, batch.targets, self._loss_chunk)
         return self._through_head(hidden, batch.targets)[0]
 

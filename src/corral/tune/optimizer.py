@@ -189,7 +189,8 @@ def _squares(numbers: Tensor) -> Tensor:
     even = len(numbers) // _ROW * _ROW
     rows = torch.linalg.vector_norm(numbers[:even].view(-1, _ROW), dim=1, dtype=torch.float32)
     rest = torch.linalg.vector_norm(numbers[even:], dtype=torch.float32)
-    return rows.double().square().sum() + rest.double().square()
+    total: Tensor = rows.double().square().sum() + rest.double().square()
+    return total
 
 
 def _over_processes(total: Tensor, example: Tensor) -> float:

@@ -16,7 +16,7 @@ from corral.errors import CorralError
 from corral.model.llama import Llama
 from corral.scale.filling import fill
 from corral.scale.processes import Processes
-from corral.scale.sharding import is_spread, shard
+from corral.scale.sharding import shard
 from corral.scale.tensor_parallel import require_divisible, split
 from corral.scale.tensors import whole_tensors
 from corral.tune.config import ParallelConfig, RunConfig
@@ -136,6 +136,3 @@ def export_parallel(
 def _exhaust(tensors: Iterator[tuple[str, Tensor]]) -> None:
     for _ in tensors:
         pass
-
-
-__all__ = ["export_parallel", "is_spread", "load_parallel", "meta_model", "require_possible"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -90,7 +90,8 @@ class _Training:
         self._ranks: Ranks = processes or Alone()
         device = pick_device(config.compute.device) if processes is None else processes.device
         dtype = pick_dtype(config.compute.dtype, device)
-        inputs = Inputs.open(config, report)
+        with nullcontext() if processes is None else processes.first_alone():
+            inputs = Inputs.open(config, report)
         checkpoint, self._data = inputs.checkpoint, inputs.data
         for line in self._data.report.lines() if folder is not None else ():
             report.notice(line)

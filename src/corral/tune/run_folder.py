@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -70,8 +71,17 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not self.has_begun and not self._has_results:
+            for name in (_CONFIG, "environment.json"):  # what was refused is no run
+                (self.path / name).unlink(missing_ok=True)
         self._held.close()
+
+    @property
+    def _has_results(self) -> bool:
+        return bool(self.metrics.rows()) or self.checkpoints.is_dir()
 
     def write_environment(self, environment: Mapping[str, Any]) -> str:
         """Keeps the environment; one that the run began in stays below "before" if it was another.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ from corral.checkpoints.checkpoint import Checkpoint
 from corral.checkpoints.hf_writer import SideFiles, write_tensors
 from corral.checkpoints.load import load_model
 from corral.checkpoints.new_folder import new_folder
-from corral.kernels.training import kernels as training_kernels
 from corral.kernels.training.attention import NativePackedCausal
 from corral.kernels.training.fused import fused
-from corral.model.attention import Attend, PackedCausal
+from corral.kernels.training.kernels import TrainingKernels, torch_on_one_thread
+from corral.kernels.training.kernels import load as load_kernels
+from corral.model.attention import PackedCausal
 from corral.model.llama import Llama
 from corral.model.project import plain
 from corral.scale.processes import Processes
@@ -126,13 +127,20 @@ def load_subject(
     if config.objective == "reward":
         parameters[f"{SCORE}.weight"] = add_score(model, config.seed).weight
         parameters = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    attend = _prepare(model, config.compute, device, stack)
+    kernels = _kernels(config.compute, device, stack)
+    if kernels is not None:
+        stack.enter_context(fused(model, kernels))
+    checkpoint_activations(model, config.compute.checkpointing)
+    if config.compute.compile:
+        for layer in model.model.layers:
+            layer.compile()
     network = Network(
         model,
         plain if adapters is None else adapters,
         adapts_head=adapters is not None and adapters.adapts_head,
-        attend=attend,
+        attend=PackedCausal if kernels is None else partial(NativePackedCausal, kernels=kernels),
         loss_chunk=config.compute.loss_chunk,
+        kernels=kernels,
     )
     return Subject(checkpoint, model, adapters, parameters, network)
 
@@ -161,27 +169,25 @@ def _load(
     if processes is not None and (config.parallel.shard or config.parallel.tensor > 1):
         return load_parallel(checkpoint, config.parallel, processes, dtype, length)
     base = config.parameters.base
-    as_stored = is_quantized(checkpoint) and config.parameters.method != "full"
+    # On a CPU unpacking weights at every step takes longer than the step.
+    as_stored = is_quantized(checkpoint) and config.parameters.method != "full" and device.type != "cpu"
     return load_model(checkpoint, dtype, device, length, as_stored=as_stored, quantize=base)
 
 
-def _prepare(
-    model: Llama, compute: ComputeConfig, device: torch.device, stack: ExitStack
-) -> Callable[[tuple[int, ...]], Attend]:
-    """Lets the network compute as it was asked to; gives how tokens see each other."""
-    if compute.threads is not None and device.type == "cpu":
+def _kernels(compute: ComputeConfig, device: torch.device, stack: ExitStack) -> TrainingKernels | None:
+    """The native kernels that a run computes with, if any, while torch keeps to one thread."""
+    if device.type != "cpu":
+        return None
+    if compute.threads is not None:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(compute.threads)
-    own = None if device.type != "cpu" or compute.compile else training_kernels.load(compute.threads)
-    if own is not None:
-        stack.callback(own.close)
-        stack.enter_context(fused(model, own))
-        stack.enter_context(training_kernels.torch_on_one_thread())
-    checkpoint_activations(model, compute.checkpointing)
-    if compute.compile:
-        for layer in model.model.layers:
-            layer.compile()
-    return PackedCausal if own is None else partial(NativePackedCausal, kernels=own)
+    if compute.compile:  # which makes code of its own
+        return None
+    kernels = load_kernels(compute.threads)
+    if kernels is not None:
+        stack.callback(kernels.close)
+        stack.enter_context(torch_on_one_thread())
+    return kernels
 
 
 def _export(parameters: Mapping[str, Tensor], beside: SideFiles, out: Path) -> None:

@@ -9,6 +9,7 @@ Letters in shapes: T rows, I in_features, O out_features, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from corral.model.llama import Linear
+from corral.model.llama import Linear, mm
 from corral.quant.groups import row_slices
 from corral.quant.linear import QuantizedLinear
 from corral.tune.parameters.targets import LinearLayer
@@ -64,6 +65,11 @@ def bare(linear: LinearLayer, x: Tensor) -> Tensor:
         return F.linear(x, linear.weight)
     output: Tensor = linear(x)
     return output if linear.bias is None else output - linear.bias
+
+
+def product_of(linear: nn.Module | None) -> Callable[..., Tensor]:
+    """How a layer's matrices are multiplied: see `corral.model.llama.Linear.mm`."""
+    return linear.mm if isinstance(linear, Linear) else mm
 
 
 def is_frozen(linear: LinearLayer) -> bool:
@@ -122,16 +128,19 @@ class _Adapted(torch.autograd.Function):
         if dropout > 0:
             kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout)
             scale = scale / (1 - dropout)
-        inner = F.linear(x if kept is None else x * kept, a.to(x.dtype))  # [T, R]
+        product = product_of(linear)
+        inner = product(x if kept is None else x * kept, a.to(x.dtype).t())  # [T, R]
         right = b.to(x.dtype).t()  # [R, O]
         ctx.save_for_backward(x, inner, a, b, weight, kept)
         ctx.linear, ctx.scale = linear, scale
         if linear is None:
-            return torch.mm(inner * scale, right)
+            return product(inner * scale, right)
         output = linear(x) if biased else bare(linear, x)
         # Selective checkpointing may have kept `output` as it is, and need not keep the sum as well.
         into = torch.empty_like(output) if is_in_torch_dispatch_mode() else output
-        return torch.addmm(output, inner, right, alpha=scale, out=into)
+        if product is mm or into is not output:
+            return torch.addmm(output, inner, right, alpha=scale, out=into)
+        return product(inner * scale, right, output, add=True)
 
     @staticmethod
     @once_differentiable
@@ -139,26 +148,27 @@ class _Adapted(torch.autograd.Function):
         x, inner, a, b, weight, kept = ctx.saved_tensors
         for_x, for_a, for_b = ctx.needs_input_grad[:3]
         of_x = of_a = of_b = None
-        of_inner = torch.mm(gradient, b.to(gradient.dtype)).mul_(ctx.scale)  # [T, R]
+        product = product_of(ctx.linear)
+        of_inner = product(gradient, b.to(gradient.dtype)).mul_(ctx.scale)  # [T, R]
         if for_b:
-            of_b = torch.mm(gradient.t(), inner).to(b.dtype).mul_(ctx.scale)
+            of_b = product(gradient.t(), inner).to(b.dtype).mul_(ctx.scale)
         if for_a:
-            of_a = torch.mm(of_inner.t(), x if kept is None else x * kept).to(a.dtype)
+            of_a = product(of_inner.t(), x if kept is None else x * kept).to(a.dtype)
         if for_x:
             of_x = _through(ctx.linear, weight, gradient)
             left = a.to(gradient.dtype)
             if kept is not None:
-                of_adapter = torch.mm(of_inner, left).mul_(kept)
+                of_adapter = product(of_inner, left).mul_(kept)
                 of_x = of_adapter if of_x is None else of_x.add_(of_adapter)
             else:
-                of_x = torch.mm(of_inner, left) if of_x is None else of_x.addmm_(of_inner, left)
+                of_x = product(of_inner, left) if of_x is None else product(of_inner, left, of_x, add=True)
         return of_x, of_a, of_b, None, None, None, None, None
 
 
 def _through(linear: LinearLayer | None, weight: Tensor | None, gradient: Tensor) -> Tensor | None:
     """The gradient [T, I] that a frozen layer passes on from that of its output [T, O]."""
     if weight is not None:
-        return torch.mm(gradient, weight)
+        return product_of(linear)(gradient, weight)
     if isinstance(linear, QuantizedLinear):
         return torch.mm(gradient, linear.compact.dequantize(gradient.dtype))
     return None
