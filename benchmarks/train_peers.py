@@ -4,9 +4,10 @@
     python benchmarks/train_peers.py [--model MODEL] [--method lora full] [--rounds 2] [--steps 6]
 
 Rows have exactly `--length` tokens, all of them trained, and a step is one microbatch, so that neither side
-computes padding. Both train in bfloat16 with AdamW; LoRA has rank 16 on all linear layers. Corral keeps all
-activations, as it does by default; TRL computes them again, which is its default (`--trl-keeps` turns that
-off). Prints tokens per second, medians over the steps after the first two, the peak of resident memory, and
+computes padding. Both train in bfloat16 with AdamW whose moments are bfloat16 too, as TRL's are with such
+weights (`--states float32` has Corral keep float32 moments and weights); LoRA has rank 16 on all linear layers.
+Corral keeps all activations, as it does by default; TRL computes them again, which is its default
+(`--trl-keeps` turns that off). Prints tokens per second, medians over the steps after the first two, the peak of resident memory, and
 the ratios Corral / TRL. Run it on an idle machine.
 """
 
@@ -58,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--checkpointing", default="none", help="Corral's: none, selective or full")
+    parser.add_argument("--states", default="bfloat16", help="Corral's moments; TRL's are of the model's type")
     parser.add_argument("--trl-keeps", action="store_true", help="TRL keeps all activations too")
     parser.add_argument("--side", choices=["corral", "trl"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -66,7 +68,7 @@ def parse() -> argparse.Namespace:
 def measure(side: str, method: str, folder: Path, options: argparse.Namespace) -> tuple[float, float]:
     """Tokens per second and peak memory in GB of one side, in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--method", method, "--model", str(folder)]
-    for name in ("steps", "length", "batch", "checkpointing"):
+    for name in ("steps", "length", "batch", "checkpointing", "states"):
         command += [f"--{name}", str(getattr(options, name))]
     if options.trl_keeps:
         command.append("--trl-keeps")
@@ -111,7 +113,11 @@ def corral_side(options: argparse.Namespace) -> None:
     from corral.tune.subject import load_subject
 
     (method,) = options.method
-    settings = [f"parameters.method={method}", f"compute.checkpointing={options.checkpointing}"]
+    settings = [
+        f"parameters.method={method}",
+        f"compute.checkpointing={options.checkpointing}",
+        f"optimizer.states={options.states}",
+    ]
     config = read_config(None, ["data.train=none", *settings])
     items = [Example(np.array(row, dtype=np.int32), np.arange(len(row)) > 0) for row in rows(options)]
     feed = Feed(items, [options.length] * len(items), FeedOptions(options.batch, 1, options.length))

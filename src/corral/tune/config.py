@@ -213,7 +213,8 @@ class ComputeConfig(Section):
         device: as elsewhere; "auto" is CUDA where there is one.
         threads: of the CPU; None takes one for each core.
         checkpointing: activations that are computed again in the backward pass: none of them ("none"), all
-            but each layer's input ("full"), or all but the results of matrix products ("selective").
+            but each layer's input ("full"), or all but the results of matrix products ("selective"; with
+            native kernels on a CPU it is "full").
         compile: `torch.compile` of the layers.
         loss_chunk: rows of logits that exist at once.
         check_memory: whether a run that would not fit, by the arithmetic of `corral plan`, is refused.
