@@ -5,10 +5,12 @@
 
 Rows have exactly `--length` tokens, all of them trained, and a step is one microbatch, so that neither side
 computes padding. Both train in bfloat16 with AdamW whose moments are bfloat16 too, as TRL's are with such
-weights (`--states float32` has Corral keep float32 moments and weights); LoRA has rank 16 on all linear layers.
-Corral keeps all activations, as it does by default; TRL computes them again, which is its default
-(`--trl-keeps` turns that off). Prints tokens per second, medians over the steps after the first two, the peak of resident memory, and
-the ratios Corral / TRL. Run it on an idle machine.
+weights (`--states float32` has Corral keep float32 moments and weights); LoRA has rank 16 on all linear
+layers. Corral keeps all activations, as it does by default; TRL computes them again, which is its default
+(`--trl-keeps` turns that off).
+
+Prints tokens per second, medians over the steps after the first two, the peak of resident memory, and the
+ratios Corral / TRL. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--checkpointing", default="none", help="Corral's: none, selective or full")
-    parser.add_argument("--states", default="bfloat16", help="Corral's moments; TRL's are of the model's type")
+    parser.add_argument(
+        "--states", default="bfloat16", help="Corral's moments; TRL's are of the model's type"
+    )
     parser.add_argument("--trl-keeps", action="store_true", help="TRL keeps all activations too")
     parser.add_argument("--side", choices=["corral", "trl"], help=argparse.SUPPRESS)
     return parser.parse_args()
